@@ -1,0 +1,1 @@
+"""One file per job: read inputs, call pure code, write outputs."""

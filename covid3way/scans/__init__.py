@@ -1,0 +1,1 @@
+"""Scans in, results out: the only code that knows file formats."""

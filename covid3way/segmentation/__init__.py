@@ -1,0 +1,1 @@
+"""Three probability maps, their aggregation and quantification (Section III-D)."""

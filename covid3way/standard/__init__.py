@@ -1,0 +1,1 @@
+"""The standard embedding space (paper, Section III-B): pure functions."""

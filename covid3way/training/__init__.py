@@ -1,0 +1,1 @@
+"""Views and slice stacks, losses, devices, checkpoints, the training loop."""

@@ -1,0 +1,69 @@
+"""Files and folders appear whole or not at all: write aside, then rename."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from covid3way.base import StorageError
+
+_FULL = {
+  errno.ENOSPC: 'the disk is full',
+  errno.EDQUOT: 'the quota is used up',
+  errno.EFBIG: 'the file is larger than the system allows',
+  errno.EROFS: 'the file system is read-only',
+  errno.EACCES: 'writing is not permitted',
+}
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """Gives a name to write a file or folder under; renames it when the block is done.
+
+  On any error what was written is removed, and nothing appears under `path`.
+
+  Raises:
+    StorageError: the disk refused a write.
+  """
+  aside = path.with_name(f'.{os.getpid()}.partial.{path.name}')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield aside
+    _replace(aside, path)
+  except BaseException as error:
+    _remove(aside)
+    if reason := _refusal(error):
+      remedy = 'free space or choose another --workdir, then run the same command again'
+      raise StorageError(str(path), reason, remedy) from error
+    raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+  """Writes indented JSON, whole."""
+  with whole(path) as aside:
+    aside.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def _replace(aside: Path, path: Path) -> None:
+  if aside.is_dir() and path.is_dir():
+    shutil.rmtree(path)  # A folder cannot be renamed onto one that is not empty.
+  os.replace(aside, path)
+
+
+def _remove(path: Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException) -> str | None:
+  """Why the disk refused, or None if this error is about something else."""
+  if isinstance(error, OSError):
+    return _FULL.get(error.errno)
+  # tensorstore and orbax pass the system's words on inside their own errors.
+  return next((r for e, r in _FULL.items() if os.strerror(e) in str(error)), None)

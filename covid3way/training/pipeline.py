@@ -1,0 +1,107 @@
+"""Batches of slice stacks of one view, drawn from stored scans."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from covid3way.scans.store import StoredScan
+from covid3way.training import views
+
+
+class Slices:
+  """The slices of a view in some scans: which are worth drawing, and how to read them.
+
+  Attributes:
+    foreground: (n, 2) scan and slice numbers that hold target voxels.
+    background: (n, 2) the other slices that cross the lungs.
+  """
+
+  def __init__(
+    self,
+    scans: Sequence[StoredScan],
+    *,
+    view: str,
+    target: str,
+    offsets: Sequence[int],
+  ):
+    self._scans, self._target, self._offsets = scans, target, offsets
+    self._view, self._axis = view, views.NORMAL_AXIS[view]
+    others = tuple(a for a in range(3) if a != self._axis)
+    foreground, background = [], []
+    for number, scan in enumerate(scans):
+      lungs, wanted = (
+        (scan.volumes[name].read().result() > 0).any(axis=others)
+        for name in ('lungs', target)
+      )
+      foreground += [(number, i) for i in np.flatnonzero(wanted)]
+      background += [(number, i) for i in np.flatnonzero(lungs & ~wanted)]
+    self.foreground = np.array(foreground).reshape(-1, 2)
+    self.background = np.array(background).reshape(-1, 2)
+
+  def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """(b, 2) scan and slice numbers -> stacks (b, h, w, d) and labels (b, h, w)."""
+    wanted = []
+    for number, index in chosen:
+      volumes = self._scans[number].volumes
+      n = volumes['signal'].shape[self._axis]
+      indices = views.stack_indices([index], self._offsets, n)[0]
+      wanted.append(
+        (
+          [self._plane(volumes['signal'], i).read() for i in indices],
+          self._plane(volumes[self._target], index).read(),
+        )
+      )
+    # All reads are in flight before the first is waited for.
+    stacks = [np.stack([f.result() for f in s], axis=-1) for s, _ in wanted]
+    labels = [label.result() > 0 for _, label in wanted]
+    return {
+      'stacks': np.stack(stacks).astype(np.float32),
+      'labels': np.stack(labels).astype(np.int32),
+    }
+
+  def _plane(self, volume, index: int):
+    where = [slice(None)] * 3
+    where[self._axis] = int(index)
+    return volume[tuple(where)]
+
+
+def batches(
+  slices: Slices, *, batch_size: int, foreground_share: float, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Endless training batches, deterministic from the seed; slices flipped at random.
+
+  Args:
+    slices: to draw from, with replacement.
+    batch_size: slice stacks per batch, b.
+    foreground_share: expected share of stacks whose central slice holds target.
+    seed: of the draws.
+
+  Yields:
+    `stacks` (b, h, w, d) float32, window units, and `labels` (b, h, w) int32.
+  """
+  rng = np.random.default_rng(seed)
+  while True:
+    pick = rng.random(batch_size) < foreground_share
+    if not len(slices.background) or not len(slices.foreground):
+      pick[:] = len(slices.foreground) > 0
+    chosen = np.stack(
+      [
+        rng.choice(slices.foreground if wanted else slices.background)
+        for wanted in pick
+      ]
+    )
+    yield _flip(slices.read(chosen), rng)
+
+
+def _flip(
+  batch: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Flips each stack, with its label, along either side and through its depth.
+
+  The offsets are symmetric, so a stack read backwards is a mirrored patient.
+  """
+  for i in range(len(batch['labels'])):
+    h, w, d = (int(step) for step in rng.choice([-1, 1], 3))
+    batch['stacks'][i] = batch['stacks'][i, ::h, ::w, ::d]
+    batch['labels'][i] = batch['labels'][i, ::h, ::w]
+  return batch

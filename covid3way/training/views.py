@@ -1,0 +1,41 @@
+"""The three views and their slice stacks (paper, Section III-D). A view is data."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# View -> the axis that its slices are normal to; a slice keeps the other two in order.
+NORMAL_AXIS = {'xy': 2, 'yz': 0, 'xz': 1}
+
+
+def offsets_voxels(
+  offsets_mm: Sequence[float], spacing_mm: Sequence[float], view: str
+) -> tuple[int, ...]:
+  """Slice offsets in voxels: -5 ... 5 mm are -8, -3, 0, 3, 8 voxels of 334/512 mm."""
+  step_mm = spacing_mm[NORMAL_AXIS[view]]
+  return tuple(round(mm / step_mm) for mm in offsets_mm)
+
+
+def stack_indices(indices: Sequence[int], offsets: Sequence[int], n: int) -> np.ndarray:
+  """(b,) central slices -> (b, d) slices of each stack; beyond the ends, the last one.
+
+  The ends of the standard space are air, so repeating the last slice pads with air.
+  """
+  return np.clip(np.add.outer(indices, offsets), 0, n - 1)
+
+
+def gather(volume: jax.Array, indices: jax.Array, view: str) -> jax.Array:
+  """Takes slice stacks out of a volume.
+
+  Args:
+    volume: (x, y, z).
+    indices: (b, d) slices along the view's normal axis.
+    view: a key of `NORMAL_AXIS`.
+
+  Returns:
+    (b, h, w, d).
+  """
+  slices = jnp.moveaxis(volume, NORMAL_AXIS[view], 0)[indices]
+  return jnp.moveaxis(slices, 1, -1)

@@ -1,0 +1,184 @@
+"""Losses, views and the step: known answers, and 4 devices = 1 device."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+
+from covid3way.networks.unet import UNet
+from covid3way.training import devices, loop, losses, views
+
+
+def on_one_device(function, *arrays):
+  """Runs a function of one device's share under pmap on one device."""
+  mapped = jax.pmap(function, axis_name=devices.AXIS, devices=jax.devices()[:1])
+  return jax.tree.map(lambda x: x[0], mapped(*(a[None] for a in arrays)))
+
+
+def test_offsets_are_the_papers():
+  spacing_mm = (334 / 512, 334 / 512, 1.0)
+  offsets_mm = (-5, -2, 0, 2, 5)
+  assert views.offsets_voxels(offsets_mm, spacing_mm, 'xy') == (-5, -2, 0, 2, 5)
+  assert views.offsets_voxels(offsets_mm, spacing_mm, 'yz') == (-8, -3, 0, 3, 8)
+  assert views.offsets_voxels(offsets_mm, spacing_mm, 'xz') == (-8, -3, 0, 3, 8)
+
+
+@pytest.mark.parametrize('view,shape', [('xy', (4, 5)), ('yz', (5, 6)), ('xz', (4, 6))])
+def test_gather_takes_the_slices_it_names(view, shape):
+  volume = np.arange(4 * 5 * 6.0).reshape(4, 5, 6)
+  axis = views.NORMAL_AXIS[view]
+  indices = views.stack_indices([0, 2], (-2, 0, 1), volume.shape[axis])
+  stacks = views.gather(jnp.asarray(volume), indices, view)
+  assert stacks.shape == (2, *shape, 3)
+  for b, central in enumerate((0, 2)):
+    for d, offset in enumerate((-2, 0, 1)):
+      expected = volume.take(max(central + offset, 0), axis=axis)
+      np.testing.assert_array_equal(stacks[b, ..., d], expected)
+
+
+def test_unet_has_the_released_number_of_parameters():
+  shapes = jax.eval_shape(
+    lambda: UNet().init(jax.random.key(0), jnp.zeros((1, 16, 16, 5)), train=False)
+  )
+  count = sum(p.size for p in jax.tree.leaves(shapes['params']))
+  assert count == pytest.approx(1.94e6, rel=0.01)
+
+
+def test_unet_refuses_sizes_it_would_have_to_cut():
+  with pytest.raises(ValueError, match=r'\(24, 32\).*multiples of 16'):
+    UNet().init(jax.random.key(0), jnp.zeros((1, 24, 32, 5)), train=False)
+
+
+def test_loss_of_certain_and_of_ignorant_predictions():
+  labels = np.array([[[0, 1], [1, 0]]])
+  certain = np.where(labels[..., None] == np.arange(2), 50.0, -50.0)
+  loss, dice = on_one_device(losses.loss, certain, labels)
+  assert (loss, dice) == pytest.approx((0, 1), abs=1e-6)
+  # All probabilities 1/2: overlap 1, sizes 2 and 2, smoothed by 1.
+  loss, dice = on_one_device(losses.loss, np.zeros_like(certain), labels)
+  assert dice == pytest.approx((2 * 1 + 1) / (2 + 2 + 1))
+  assert loss == pytest.approx(np.log(2) + 1 - dice)
+
+
+def test_empty_batch_has_dice_one_and_a_finite_gradient():
+  labels = np.zeros((1, 2, 2), int)
+  logits = np.stack([np.full((1, 2, 2), 60.0), np.zeros((1, 2, 2))], -1)
+  gradient = on_one_device(
+    jax.grad(lambda x, y: losses.loss(x, y)[0]), logits.astype(np.float32), labels
+  )
+  assert on_one_device(losses.loss, logits, labels)[1] == pytest.approx(1)
+  assert np.isfinite(gradient).all()
+
+
+def test_shard_refuses_what_does_not_divide():
+  with pytest.raises(ValueError, match='6 cannot be shared by 4'):
+    devices.shard({'stacks': np.zeros((6, 2))}, 4)
+
+
+def test_training_learns_a_threshold():
+  """A network of two levels learns `signal > 0` far better than at its start."""
+  rng = np.random.default_rng(0)
+
+  def batch():
+    stacks = rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
+    return {'stacks': stacks, 'labels': (stacks[..., 1] > 0).astype(np.int32)}
+
+  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
+  state = loop.init_state(network, optimiser, jax.random.key(0), batch()['stacks'])
+  epochs = [
+    figures
+    for _, figures in loop.train(
+      state,
+      iter(batch, None),
+      network=network,
+      optimiser=optimiser,
+      epochs=[1, 2],
+      steps_per_epoch=40,
+      validation=[batch()],
+      on_devices=jax.devices()[:1],
+      what='test',
+    )
+  ]
+  assert epochs[1].loss < epochs[0].loss
+  assert epochs[1].validation_dice > 0.9
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+  bad = {
+    'stacks': np.full((2, 16, 16, 3), np.nan, np.float32),
+    'labels': np.zeros((2, 16, 16), np.int32),
+  }
+  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
+  state = loop.init_state(network, optimiser, jax.random.key(0), bad['stacks'])
+  with pytest.raises(FloatingPointError, match='xy: the loss of epoch 3 is nan'):
+    next(
+      loop.train(
+        state,
+        iter(lambda: bad, None),
+        network=network,
+        optimiser=optimiser,
+        epochs=[3],
+        steps_per_epoch=1,
+        validation=[],
+        on_devices=jax.devices()[:1],
+        what='xy',
+      )
+    )
+
+
+_FOUR_DEVICES = """
+import json
+import jax, numpy as np, optax
+from covid3way.networks.unet import UNet
+from covid3way.training import devices, loop
+
+rng = np.random.default_rng(0)
+batches = []
+for _ in range(3):
+  stacks = rng.normal(size=(8, 16, 16, 5)).astype(np.float32)
+  batches.append({'stacks': stacks, 'labels': (stacks[..., 2] > .5).astype(np.int32)})
+network, optimiser = UNet(features=(4, 8, 16)), optax.sgd(0.1, momentum=0.9)
+results = {}
+for n in (1, 4):
+  state = loop.init_state(network, optimiser, jax.random.key(0), stacks)
+  step = devices.parallel(loop.make_step(network, optimiser), jax.devices()[:n])
+  for batch in batches:
+    state, metrics = step(state, devices.shard(batch, n))
+  results[n] = jax.tree.map(np.asarray, (state, metrics))
+difference = lambda part: max(
+  float(np.abs(a - b).max())
+  for a, b in zip(*(jax.tree.leaves(part(results[n])) for n in (1, 4)))
+)
+moved = loop.init_state(network, optimiser, jax.random.key(0), stacks)
+print(json.dumps({
+  'devices': jax.device_count(),
+  'params': difference(lambda r: r[0].variables['params']),
+  'batch_stats': difference(lambda r: r[0].variables['batch_stats']),
+  'metrics': difference(lambda r: r[1]),
+  'moved': max(float(np.abs(a - b).max()) for a, b in zip(
+    jax.tree.leaves(moved.variables), jax.tree.leaves(results[4][0].variables))),
+}))
+"""
+
+
+def test_four_devices_equal_one_batch_statistics_included():
+  environment = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  done = subprocess.run(
+    [sys.executable, '-W', 'error', '-c', _FOUR_DEVICES],
+    cwd=ROOT,
+    env={'PATH': '/usr/bin:/bin', 'JAX_PLATFORMS': 'cpu'} | environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  result = json.loads(done.stdout)
+  assert result['devices'] == 4
+  assert result['moved'] > 1e-2
+  for part in ('params', 'batch_stats', 'metrics'):
+    assert result[part] < 1e-5, result

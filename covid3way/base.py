@@ -1,4 +1,5 @@
-"""Types that every room shares: grids, scans, windows, errors, typed warnings.
+"""
+Types that every room shares: grids, scans, windows, errors, typed warnings.
 
 Arrays are indexed `[x, y, z]`; x grows to the patient's left, y to the back, z to
 the head (LPS, as DICOM). Readers convert on entry, writers on exit, nothing in
@@ -92,6 +93,7 @@ class WarningKind(enum.StrEnum):
   LUNG_OUTSIDE_BOX = 'lung_outside_box'
   LUNGS_NOT_SEPARATED = 'lungs_not_separated'
   OBLIQUE = 'oblique'
+  ORIENTATION_ASSUMED = 'orientation_assumed'
   PADDING_CLIPPED = 'padding_clipped'
   SERIES_CHOSEN = 'series_chosen'
   WINDOW_ASSUMED = 'window_assumed'
@@ -116,7 +118,8 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-  """A scan's own voxel grid, as stored, and its `[x, y, z]` (LPS) reading.
+  """
+  A scan's own voxel grid, as stored, and its `[x, y, z]` (LPS) reading.
 
   Attributes:
     native_shape: voxels per axis as stored: (columns, rows, slices) of a DICOM
@@ -181,7 +184,8 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-  """One CT as read.
+  """
+  One CT as read.
 
   Attributes:
     scan_id: names the scan in outputs and errors; holds nothing that identifies.

@@ -25,7 +25,8 @@ class StandardSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where a scan lies in a standard space: all that the way there and back needs.
+  """
+  Where a scan lies in a standard space: all that the way there and back needs.
 
   Attributes:
     space: the standard space.
@@ -58,7 +59,8 @@ def place(
   space: StandardSpace,
   lungs: np.ndarray | None = None,
 ) -> Placement:
-  """Centres the standard space on the lungs' bounding box, else on the scan.
+  """
+  Centres the standard space on the lungs' bounding box, else on the scan.
 
   Args:
     own_shape: voxels of the scan's own grid, `[x, y, z]`.
@@ -114,7 +116,8 @@ def normalise(hu, window: Window):
 
 
 def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.ndarray:
-  """Own grid, HU -> standard space, window units. Lanczos; air outside the scan.
+  """
+  Own grid, HU -> standard space, window units. Lanczos; air outside the scan.
 
   Args:
     hu: (x, y, z) on the own grid.
@@ -129,17 +132,34 @@ def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.nda
 
 
 def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
-  """Own-grid mask -> standard space: linear interpolation, cut at one half.
+  """
+  Own-grid mask -> standard space: linear interpolation, cut at one half.
 
   Returns:
     (x', y', z') bool.
   """
+  return _cast_linear(mask, placement) > 0.5
+
+
+def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
+  """
+  Own-grid lungs (1 left, 2 right) -> standard space, with no seam where they touch.
+
+  Returns:
+    (x', y', z') uint8 with the same labels.
+  """
+  left, right = (_cast_linear(lungs == side, placement) for side in (1, 2))
+  return np.where(left + right > 0.5, np.where(left > right, 1, 2), 0).astype(np.uint8)
+
+
+def _cast_linear(mask: np.ndarray, placement: Placement) -> np.ndarray:
   weights = _weights(resample.triangle, placement, inverse=False)
-  return np.asarray(resample.apply(mask.astype(np.float32), weights) > 0.5)
+  return np.asarray(resample.apply(mask.astype(np.float32), weights))
 
 
 def return_volume(volume: np.ndarray, placement: Placement) -> np.ndarray:
-  """Standard space -> own grid by linear interpolation, zero outside the space.
+  """
+  Standard space -> own grid by linear interpolation, zero outside the space.
 
   Returns:
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
@@ -149,7 +169,8 @@ def return_volume(volume: np.ndarray, placement: Placement) -> np.ndarray:
 
 
 def return_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
-  """Standard-space mask -> own grid; binary, because it is cut at one half.
+  """
+  Standard-space mask -> own grid; binary, because it is cut at one half.
 
   Returns:
     (x, y, z) bool on the own grid.

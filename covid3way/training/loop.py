@@ -19,7 +19,8 @@ Batch = dict[str, np.ndarray]
 
 @flax.struct.dataclass
 class TrainState:
-  """What training carries from step to step.
+  """
+  What training carries from step to step.
 
   Attributes:
     variables: `params` and `batch_stats` of the network.
@@ -112,7 +113,8 @@ def train(
   on_devices: Sequence[jax.Device],
   what: str,
 ) -> Iterator[tuple[TrainState, Epoch]]:
-  """Trains; yields the state and its figures after each epoch.
+  """
+  Trains; yields the state and its figures after each epoch.
 
   Args:
     state: to begin with.

@@ -14,7 +14,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def soft_dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Dice of class 1 over the whole batch of all devices, in [0, 1].
+  """
+  Dice of class 1 over the whole batch of all devices, in [0, 1].
 
   One overlap for the batch, not one per slice: most slices hold little infection,
   and a slice without any has no Dice. An all-empty batch has Dice 1.

@@ -9,7 +9,8 @@ from covid3way.training import views
 
 
 class Slices:
-  """The slices of a view in some scans: which are worth drawing, and how to read them.
+  """
+  The slices of a view in some scans: which are worth drawing, and how to read them.
 
   Attributes:
     foreground: (n, 2) scan and slice numbers that hold target voxels.
@@ -68,7 +69,8 @@ class Slices:
 def batches(
   slices: Slices, *, batch_size: int, foreground_share: float, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Endless training batches, deterministic from the seed; slices flipped at random.
+  """
+  Endless training batches, deterministic from the seed; slices flipped at random.
 
   Args:
     slices: to draw from, with replacement.
@@ -96,7 +98,8 @@ def batches(
 def _flip(
   batch: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """Flips each stack, with its label, along either side and through its depth.
+  """
+  Flips each stack, with its label, along either side and through its depth.
 
   The offsets are symmetric, so a stack read backwards is a mirrored patient.
   """

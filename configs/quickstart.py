@@ -1,0 +1,55 @@
+"""
+The whole method on a small phantom cohort, from DICOM to Dice.
+
+  ./launch/quickstart.sh
+
+or, with the environment set up,
+
+  python -m covid3way.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Writes `results.json`, `pictures/`, `training.png`, `predictions/` and `model/`, which
+`configs/predict.py` accepts as --config.model. The standard space is coarse, the
+networks are narrow, the anatomy is drawn: a demonstration, not a model for patients.
+"""
+
+from configs import default
+
+
+def get_config(variant: str = ''):
+  """`configs/quickstart.py:smoke` is the same path, tiny."""
+  config = default.pick(
+    'quickstart',
+    'input',
+    'model',
+    'space',
+    'window',
+    'phantom',
+    'training',
+    'prediction',
+    'held_out_patients',
+  )
+  config.space.shape = (128, 128, 192)
+  config.phantom.update(patients=18, matrix=192, anatomy_spacing_mm=2.0)
+  config.training.update(
+    features=(8, 16, 32, 64, 128),
+    epochs=5,
+    steps_per_epoch=50,
+    batch_size=8,
+    learning_rate=2e-3,
+    validation_slices=64,
+    validation_share=0.12,
+  )
+  config.prediction.update(batch_size=8, keep_views=True)
+  if variant == 'smoke':
+    config.space.shape = (48, 48, 64)
+    config.phantom.update(patients=3, matrix=64, anatomy_spacing_mm=5.0)
+    config.training.update(
+      features=(4, 8, 16),
+      epochs=2,
+      steps_per_epoch=3,
+      batch_size=4,
+      validation_slices=8,
+      validation_share=0.5,
+    )
+    config.held_out_patients = 1
+  return config

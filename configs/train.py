@@ -1,0 +1,26 @@
+"""
+Trains three U-Nets, one per view, on a store; writes the model directory.
+
+  python -m covid3way.main --config=configs/train.py --workdir=runs/model \
+    --config.input=runs/cohort/store
+
+Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
+from which an interrupted training goes on.
+"""
+
+from configs import default
+
+
+def get_config(variant: str = ''):
+  """`configs/train.py:smoke` trains two tiny epochs."""
+  config = default.pick('train', 'input', 'training')
+  if variant == 'smoke':
+    config.training.update(
+      features=(4, 8, 16),
+      epochs=2,
+      steps_per_epoch=2,
+      batch_size=4,
+      validation_slices=8,
+      validation_share=0.34,
+    )
+  return config

@@ -1,0 +1,54 @@
+"""A job over many scans: one broken scan is reported, the rest go on."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import logging
+
+from covid3way import progress
+from covid3way.base import Covid3wayError
+from covid3way.scans.files import write_json
+from covid3way.scans.manifest import ManifestRow
+
+
+class SomeScansFailedError(Exception):
+  """Some scans of a batch failed; the rest is done. Ends with exit code 1."""
+
+
+def for_each_scan(
+  rows: Sequence[ManifestRow],
+  work: Callable[[ManifestRow], None],
+  *,
+  what: str,
+  workdir: Path,
+) -> None:
+  """
+  Does `work` for each scan; names those that fail in `failures.json`.
+
+  Raises:
+    Covid3wayError: the only scan there is failed.
+    SomeScansFailedError: some of several failed.
+  """
+  failures = {}
+  for number, row in enumerate(progress.track(rows, what=what), start=1):
+    try:
+      work(row)
+    except Covid3wayError as error:
+      if len(rows) == 1:
+        raise
+      failures[row.scan_id] = str(error)
+    except Exception as error:  # A defect of ours must not cost the others.
+      if len(rows) == 1:
+        raise
+      failures[row.scan_id] = f'{row.scan_id}: {type(error).__name__}: {error}'
+      logging.debug('%s', traceback.format_exc())
+    outcome = failures.get(row.scan_id, f'{row.scan_id}: done')
+    progress.say(f'{what} {number}/{len(rows)}: {outcome}')
+  report = workdir / 'failures.json'
+  report.unlink(missing_ok=True)
+  if failures:
+    write_json(report, failures)
+    raise SomeScansFailedError(
+      f'{len(failures)} of {len(rows)} scans failed, see {report}'
+    )

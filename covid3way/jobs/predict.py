@@ -1,0 +1,160 @@
+"""Scans in; infection masks on their own grids, numbers and pictures out."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from covid3way.base import ConfigError, Scan
+from covid3way.evaluation import figures
+from covid3way.jobs.batch import for_each_scan
+from covid3way.jobs.preprocess import read_and_cast, required
+from covid3way.scans import nifti, source
+from covid3way.scans.files import whole, write_json
+from covid3way.scans.manifest import ManifestRow
+from covid3way.segmentation.quantify import quantify
+from covid3way.segmentation.three_way import aggregate, probability_map
+from covid3way.standard import space as spaces
+from covid3way.standard.cast import StandardScan
+from covid3way.training import checkpoints
+from covid3way.training.checkpoints import Model
+
+_COLUMNS = (
+  'scan_id',
+  'infected_percent',
+  'infection_ml',
+  'lung_ml',
+  'left_percent',
+  'right_percent',
+  'upper_percent',
+  'middle_percent',
+  'lower_percent',
+  'window_level_hu',
+  'window_width_hu',
+  'window_source',
+  'warnings',
+)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """
+  Predicts `config.input` with `config.model`; writes `<scan_id>/` per scan.
+
+  Each holds `infection.nii.gz`, `probability.nii.gz`, `lungs.nii.gz` (1 left, 2
+  right), `quantification.json` and `overview.png`; beside them `quantification.csv`
+  has one row per scan.
+  """
+  if not 0 < config.prediction.threshold < 3:
+    raise ConfigError(
+      'config.prediction.threshold', f'{config.prediction.threshold}', 'use 0 to 3'
+    )
+  model = checkpoints.read_model(Path(required(config, 'model')))
+  rows = source.resolve(Path(required(config, 'input')))
+  try:
+    for_each_scan(
+      rows,
+      lambda row: _predict_scan(row, model, config, workdir),
+      what='predict',
+      workdir=workdir,
+    )
+  finally:
+    _write_table(rows, workdir)
+
+
+def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None:
+  """Predicts one scan into its folder, unless that is there already."""
+  if (workdir / row.scan_id / 'quantification.json').exists():
+    return
+  scan, lungs, standard = read_and_cast(row, model.spec.space, config.window)
+  maps = {
+    view: probability_map(
+      model,
+      view,
+      standard.signal,
+      standard.lungs,
+      batch_size=config.prediction.batch_size,
+    )
+    for view in model.variables
+  }
+  threshold = config.prediction.threshold
+  probability, mask = aggregate(maps, standard.lungs, threshold=threshold)
+  infection = spaces.return_mask(mask, standard.placement) & (lungs > 0)
+  own_probability = _on_own_grid(probability, standard, lungs)
+  numbers = quantify(infection, lungs, scan.grid.voxel_ml)
+  with whole(workdir / scan.scan_id) as folder:
+    folder.mkdir()
+    volumes = {
+      'infection': infection.astype(np.uint8),
+      'lungs': lungs,
+      'probability': own_probability,
+    }
+    if config.prediction.keep_views:
+      for view, each in maps.items():
+        share = each / np.float32(255)
+        volumes[f'probability_{view}'] = _on_own_grid(share, standard, lungs)
+    for name, volume in volumes.items():
+      nifti.write_volume(folder / f'{name}.nii.gz', volume, scan.grid)
+    figures.overview(
+      folder / 'overview.png',
+      scan,
+      infection,
+      lungs,
+      standard.window,
+      f'{scan.scan_id}: {numbers["infected_percent"]:.1f} % of the lung infected',
+    )
+    write_json(
+      folder / 'quantification.json',
+      _report(scan, numbers, standard, model, threshold),
+    )
+
+
+def _on_own_grid(
+  probability: np.ndarray, standard: StandardScan, lungs: np.ndarray
+) -> np.ndarray:
+  """(x, y, z) float32 in [0, 1] on the own grid, 0 outside the lungs."""
+  own = spaces.return_volume(probability, standard.placement)
+  return np.clip(own, 0, 1) * (lungs > 0)
+
+
+def _report(
+  scan: Scan, numbers: dict[str, Any], standard: StandardScan, model: Model, threshold
+) -> dict[str, Any]:
+  facts = standard.facts()
+  return {
+    'scan_id': scan.scan_id,
+    **numbers,
+    'window': facts['window'],
+    'warnings': facts['warnings'],
+    'model': {
+      **dataclasses.asdict(model.spec),
+      'views': list(model.variables),
+      'threshold': threshold,
+    },
+    'provenance': dict(scan.provenance),
+    'versions': checkpoints.versions(),
+  }
+
+
+def _write_table(rows: list[ManifestRow], workdir: Path) -> None:
+  """One row per predicted scan, out of the scans' own JSON files."""
+  with whole(workdir / 'quantification.csv') as aside, aside.open('w', newline='') as f:
+    table = csv.DictWriter(f, _COLUMNS)
+    table.writeheader()
+    for row in rows:
+      path = workdir / row.scan_id / 'quantification.json'
+      if path.exists():
+        table.writerow(_table_row(json.loads(path.read_text())))
+
+
+def _table_row(report: dict[str, Any]) -> dict[str, Any]:
+  parts = report['per_lung'] | report['per_third']
+  return {
+    **{k: report[k] for k in ('scan_id', 'infected_percent', 'infection_ml', 'lung_ml')},
+    **{f'{name}_percent': part['infected_percent'] for name, part in parts.items()},
+    **{f'window_{k}': v for k, v in report['window'].items()},
+    'warnings': ' '.join(w['kind'] for w in report['warnings']),
+  }

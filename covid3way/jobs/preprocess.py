@@ -1,0 +1,98 @@
+"""Casts every scan of a cohort into the standard space and stores it as zarr."""
+
+import dataclasses
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from covid3way.base import ConfigError, Scan
+from covid3way.jobs.batch import for_each_scan
+from covid3way.scans import nifti, source, store
+from covid3way.scans.manifest import ManifestRow
+from covid3way.standard import space as spaces
+from covid3way.standard.cast import StandardScan, cast
+from covid3way.standard.lungs import check_sides, find_lungs
+from covid3way.standard.window import choose_window
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Reads `config.input`; writes `store/<scan_id>.zarr` per scan under the workdir."""
+  rows = source.resolve(Path(required(config, 'input')))
+  folder = workdir / 'store'
+  for_each_scan(
+    rows, lambda row: _store_scan(row, config, folder), what='cast', workdir=workdir
+  )
+  logging.info('%d scans in standard space under %s', len(rows), folder)
+
+
+def required(config: ConfigDict, field: str) -> str:
+  """
+  A config field that the user has to give.
+
+  Raises:
+    ConfigError: it is empty.
+  """
+  if not config[field]:
+    raise ConfigError(f'config.{field}', 'not given', f'add --config.{field}=...')
+  return config[field]
+
+
+def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:
+  space = spaces.StandardSpace(tuple(config.space.shape))
+  path = store.group_path(folder, row.scan_id)
+  if path.exists():
+    _check_same_space(path, space)
+    return
+  scan, lungs, standard = read_and_cast(row, space, config.window)
+  volumes = {'signal': standard.signal, 'lungs': standard.lungs}
+  if row.infection_mask:
+    reference = nifti.read_mask(row.infection_mask, scan.grid, scan_id=row.scan_id)
+    volumes['infection'] = spaces.cast_mask(reference > 0, standard.placement)
+  facts = dataclasses.asdict(row)
+  attributes = {
+    **{k: facts[k] for k in ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')},
+    **standard.facts(),
+    'native_shape': list(scan.grid.native_shape),
+    'native_affine_lps': scan.grid.native_affine.tolist(),
+    'provenance': dict(scan.provenance),
+  }
+  store.write_group(path, volumes, attributes)
+
+
+def _check_same_space(path: Path, space: spaces.StandardSpace) -> None:
+  shape = store.open_group(path).shape
+  if shape != space.shape:
+    raise ConfigError(
+      'config.space.shape',
+      f'{space.shape}, but {path} was cast to {shape}',
+      'choose another --workdir or remove that store',
+    )
+
+
+def read_and_cast(
+  row: ManifestRow, space: spaces.StandardSpace, window_config: ConfigDict
+) -> tuple[Scan, 'StandardScan']:
+  """
+  Reads one scan, finds (or takes) its lungs and casts it.
+
+  Returns:
+    The scan, its lung labels on the own grid, and the scan in standard space.
+  """
+  scan = source.read_scan(row)
+  window, window_warnings = choose_window(
+    manifest=row.window,
+    scanner=row.scanner,
+    scanners=window_config.scanners,
+    tags=scan.windows,
+    default=(window_config.level_hu, window_config.width_hu),
+  )
+  if row.lung_mask:
+    given = nifti.read_mask(row.lung_mask, scan.grid, scan_id=row.scan_id)
+    lungs, lung_warnings = check_sides(given, scan_id=row.scan_id)
+  else:
+    lungs, lung_warnings = find_lungs(
+      scan.hu, scan.grid.spacing_mm, scan_id=row.scan_id
+    )
+  warnings = window_warnings + lung_warnings
+  return scan, lungs, cast(scan, lungs, window, space, warnings)

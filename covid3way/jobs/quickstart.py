@@ -1,0 +1,148 @@
+"""The whole method on a phantom cohort: make it, train, predict, compare."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from covid3way.base import ConfigError, Window
+from covid3way.evaluation import figures
+from covid3way.evaluation.metrics import dice
+from covid3way.jobs import phantom, predict, preprocess, train
+from covid3way.scans import nifti, source
+from covid3way.scans.files import whole, write_json
+from covid3way.scans.manifest import ManifestRow, read_manifest, write_manifest
+from covid3way.segmentation.quantify import quantify
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Writes `cohort/`, `store/`, `model/`, `predictions/` and `results.json`."""
+  seconds, began = {}, time.monotonic()
+
+  def stage(job, folder, **inputs):
+    start = time.monotonic()
+    name = job.__name__.rpartition('.')[2]
+    logging.info('%s ...', name)
+    stage_config = ConfigDict(config)
+    stage_config.update(inputs)
+    job.run(stage_config, folder)
+    seconds[name] = round(time.monotonic() - start, 1)
+
+  stage(phantom, workdir / 'cohort')
+  held_out = _split(workdir, config.held_out_patients)
+  stage(preprocess, workdir, input=str(workdir / 'training.csv'))
+  stage(train, workdir, input=str(workdir / 'store'))
+  model, blind = str(workdir / 'model'), str(workdir / 'held_out.csv')
+  stage(predict, workdir / 'predictions', input=blind, model=model)
+  scans = [_compare(row, workdir, config.training.views) for row in held_out]
+  results = _summary(scans, config.training.views)
+  seconds['total'] = round(time.monotonic() - began, 1)
+  write_json(workdir / 'results.json', results | {'seconds': seconds})
+  curves = json.loads((workdir / 'model' / 'model.json').read_text())['training']
+  with whole(workdir / 'training.png') as aside:
+    figures.training_curves(aside, curves)
+  _tell(results, seconds, workdir)
+
+
+def _split(workdir: Path, n: int) -> list[ManifestRow]:
+  """
+  Parts the cohort; the held-out manifest names scans and nothing known of them.
+
+  Held-out patients are spread evenly over the cohort ordered by stage.
+
+  Returns:
+    The held-out rows with their references.
+  """
+  rows = read_manifest(workdir / 'cohort' / 'manifest.csv')
+  if not 0 < n < len(rows):
+    raise ConfigError(
+      'config.held_out_patients', f'{n} of {len(rows)}', 'hold out fewer than there are'
+    )
+  ordered = sorted(rows, key=lambda row: (row.stage, row.scan_id))
+  middles = (np.arange(n) + 0.5) * len(rows) / n
+  held_out = [ordered[int(i)] for i in middles]
+  training = [row for row in rows if row not in held_out]
+  blind = [
+    ManifestRow(row.patient_id, row.scan_id, row.image, scanner=row.scanner)
+    for row in held_out
+  ]
+  write_manifest(workdir / 'training.csv', training)
+  write_manifest(workdir / 'held_out.csv', blind)
+  return held_out
+
+
+def _compare(
+  row: ManifestRow, workdir: Path, views: tuple[str, ...]
+) -> dict[str, Any]:
+  """One scan's row of the results, and its picture with both outlines."""
+  folder = workdir / 'predictions' / row.scan_id
+  scan = source.read_scan(row)
+
+  def read(path):
+    return nifti.read_volume(path, scan_id=row.scan_id)[0]
+
+  reference, infection, lungs = (
+    read(path)
+    for path in (
+      row.infection_mask,
+      folder / 'infection.nii.gz',
+      folder / 'lungs.nii.gz',
+    )
+  )
+  true = quantify(reference, read(row.lung_mask), scan.grid.voxel_ml)
+  report = json.loads((folder / 'quantification.json').read_text())
+  result = {
+    'scan_id': row.scan_id,
+    'stage': row.stage,
+    'scanner': row.scanner,
+    'dice': dice(reference, infection),
+    'dice_per_view': {
+      view: dice(reference, read(folder / f'probability_{view}.nii.gz') > 0.5)
+      for view in views
+    },
+    'infected_percent_predicted': report['infected_percent'],
+    'infected_percent_true': true['infected_percent'],
+  }
+  with whole(workdir / 'pictures' / f'{row.scan_id}.png') as aside:
+    figures.overview(
+      aside,
+      scan,
+      infection,
+      lungs,
+      Window(**report['window']),
+      f'{row.scan_id} ({row.stage}): Dice {result["dice"]:.2f}, '
+      f'infected {report["infected_percent"]:.1f} %, '
+      f'truly {true["infected_percent"]:.1f} %',
+      reference=reference,
+    )
+  return result
+
+
+def _summary(scans: list[dict[str, Any]], views: tuple[str, ...]) -> dict[str, Any]:
+  return {
+    'dice_mean': float(np.mean([s['dice'] for s in scans])),
+    'dice_per_view': {
+      view: float(np.mean([s['dice_per_view'][view] for s in scans])) for view in views
+    },
+    'scans': scans,
+  }
+
+
+def _tell(results: dict[str, Any], seconds: dict[str, float], workdir: Path) -> None:
+  for scan in results['scans']:
+    logging.info(
+      '%(scan_id)s, %(stage)s: Dice %(dice).3f, infected '
+      '%(infected_percent_predicted).2f %% (truly %(infected_percent_true).2f %%)',
+      scan,
+    )
+  views = ', '.join(f'{v} {d:.3f}' for v, d in results['dice_per_view'].items())
+  logging.info(
+    'mean Dice on held-out patients: %.3f (single views: %s)',
+    results['dice_mean'],
+    views,
+  )
+  logging.info('%s s in all; results under %s', seconds['total'], workdir)

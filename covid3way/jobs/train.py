@@ -1,0 +1,164 @@
+"""Trains one U-Net per view on stored scans and writes the model directory."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from covid3way import progress
+from covid3way.base import ConfigError, InputError
+from covid3way.jobs.preprocess import required
+from covid3way.scans import store
+from covid3way.scans.store import StoredScan
+from covid3way.training import checkpoints, loop, pipeline
+from covid3way.training.checkpoints import ModelSpec
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Reads the store `config.input`; writes `model/` under the workdir."""
+  settings = config.training
+  scans = _open(Path(required(config, 'input')), settings)
+  spec = ModelSpec(
+    settings.target,
+    scans[0].shape,
+    tuple(settings.offsets_mm),
+    tuple(settings.features),
+  )
+  _check(spec, settings)
+  training, validation = _split(scans, settings)
+  logging.info('%d scans to train on, %d to validate', len(training), len(validation))
+  variables, figures = {}, {}
+  for view in settings.views:
+    variables[view], figures[view] = _train_view(
+      view, spec, training, validation, settings, workdir / 'training' / view
+    )
+  checkpoints.write_model(workdir / 'model', spec, variables, figures)
+  logging.info('model written to %s', workdir / 'model')
+
+
+def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
+  """The scans of a store that have a reference for the target."""
+  groups = list(store.list_groups(folder))
+  cache_bytes = int(settings.cache_gib * 2**30 / len(groups))
+  scans = [store.open_group(group, cache_bytes=cache_bytes) for group in groups]
+  for scan in scans:
+    if scan.shape != scans[0].shape:
+      raise InputError(
+        scan.scan_id,
+        f'{scan.shape} voxels where {scans[0].scan_id} has {scans[0].shape}',
+        'preprocess all scans with one config.space.shape',
+      )
+  usable = [s for s in scans if settings.target in s.volumes]
+  if not usable:
+    raise InputError(
+      str(folder),
+      f'no scan has a reference for {settings.target!r}',
+      f'give {settings.target}_mask in the manifest and preprocess again',
+    )
+  return usable
+
+
+def _check(spec: ModelSpec, settings: ConfigDict) -> None:
+  stride, n = spec.network.stride, jax.device_count()
+  if any(size % stride for size in spec.space_shape):
+    raise ConfigError(
+      'config.space.shape',
+      f'{spec.space_shape} with {len(spec.features)} levels',
+      f'use multiples of {stride} or fewer config.training.features',
+    )
+  if settings.batch_size % n:
+    raise ConfigError(
+      'config.training.batch_size',
+      f'{settings.batch_size} on {n} devices',
+      f'use a multiple of {n}',
+    )
+
+
+def _split(
+  scans: Sequence[StoredScan], settings: ConfigDict
+) -> tuple[list[StoredScan], list[StoredScan]]:
+  """Validation scans are all scans of some patients: never one patient on both sides."""
+  patients = sorted({s.attributes['patient_id'] for s in scans})
+  order = np.random.default_rng(settings.seed).permutation(len(patients))
+  held_out = {
+    patients[i] for i in order[: round(settings.validation_share * len(patients))]
+  }
+  if len(held_out) == len(patients):
+    raise ConfigError(
+      'config.training.validation_share',
+      f'{settings.validation_share} of {len(patients)} patients leaves none to train on',
+      'lower it or add patients',
+    )
+  sides = ([], [])
+  for scan in scans:
+    sides[scan.attributes['patient_id'] in held_out].append(scan)
+  return sides
+
+
+def _train_view(
+  view: str,
+  spec: ModelSpec,
+  training: Sequence[StoredScan],
+  validation: Sequence[StoredScan],
+  settings: ConfigDict,
+  folder: Path,
+) -> tuple[Any, list[dict[str, float]]]:
+  """Trains one network; returns its variables and the figures of each epoch."""
+  how = {
+    'view': view,
+    'target': spec.target,
+    'offsets': spec.offsets_voxels(view),
+  }
+  steps = settings.epochs * settings.steps_per_epoch
+  optimiser = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, steps))
+  held_out = _validation(pipeline.Slices(validation, **how), settings)
+  slices = pipeline.Slices(training, **how)
+  if not len(slices.foreground) + len(slices.background):
+    raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
+  state = loop.init_state(
+    spec.network, optimiser, jax.random.key(settings.seed), slices.read([(0, 0)])['stacks']
+  )
+  done, state = checkpoints.restore_epoch(folder, state)
+  batches = pipeline.batches(
+    slices,
+    batch_size=settings.batch_size,
+    foreground_share=settings.foreground_share,
+    seed=(settings.seed, done),
+  )
+  log = folder / 'metrics.jsonl'
+  for state, epoch in loop.train(
+    state,
+    batches,
+    network=spec.network,
+    optimiser=optimiser,
+    epochs=range(done + 1, settings.epochs + 1),
+    steps_per_epoch=settings.steps_per_epoch,
+    validation=held_out,
+    on_devices=jax.devices(),
+    what=f'view {view}',
+  ):
+    checkpoints.save_epoch(folder, epoch.epoch, state)
+    with log.open('a') as lines:
+      lines.write(json.dumps(dataclasses.asdict(epoch)) + '\n')
+    progress.say(
+      f'view {view}, epoch {epoch.epoch}/{settings.epochs}: loss {epoch.loss:.4f}, '
+      f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}'
+    )
+  return state.variables, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _validation(slices: pipeline.Slices, settings: ConfigDict) -> list[loop.Batch]:
+  """The same slices after every epoch: evenly spread over all that cross the lungs."""
+  every = np.concatenate([slices.foreground, slices.background])
+  n = min(settings.validation_slices, len(every)) // settings.batch_size
+  if not n:
+    return []
+  spread = np.linspace(0, len(every) - 1, n * settings.batch_size).astype(int)
+  return [slices.read(chosen) for chosen in np.split(every[spread], n)]

@@ -1,0 +1,70 @@
+"""
+covid3way: a job's config and a working directory in, that job done.
+
+Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
+
+Exit codes: 0 all done; 1 some scans of several failed (named in failures.json); 2
+wrong use or wrong input, told in one line.
+"""
+
+import importlib
+import pathlib
+import sys
+import traceback
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from covid3way.base import ConfigError, Covid3wayError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='The job: configs/JOB.py, or configs/JOB.py:smoke.'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where the job writes.')
+_DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks and debug lines.')
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags; a mistake among them is one line and exit code 2."""
+  try:
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is None or _WORKDIR.value is None:
+      raise ConfigError('command line', '--config or --workdir missing', 'give both')
+    if rest[1:]:
+      raise ConfigError('command line', f'{rest[1:]} is no flag', 'use --flag=value')
+    return rest
+  except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+    if '--debug' in argv:
+      traceback.print_exc()
+    end(f'command line: {_one_line(e)}; see --help and the config file')
+  except Covid3wayError as error:
+    end(str(error))
+
+
+def main(_: list[str]) -> None:
+  """Runs the config's job."""
+  from covid3way.jobs.batch import SomeScansFailedError
+
+  logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.INFO)
+  config = _CONFIG.value
+  job = importlib.import_module(f'covid3way.jobs.{config.job}')
+  try:
+    job.run(config, pathlib.Path(_WORKDIR.value))
+  except (Covid3wayError, SomeScansFailedError) as error:
+    if _DEBUG.value:
+      traceback.print_exc()
+    end(str(error), code=1 if isinstance(error, SomeScansFailedError) else 2)
+
+
+def end(message: str, *, code: int = 2) -> None:
+  """Ends the program with one line."""
+  print(f'covid3way: {message}', file=sys.stderr)
+  sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error.args[0] if error.args else error).split())
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

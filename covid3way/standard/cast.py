@@ -1,0 +1,69 @@
+"""A scan cast into the standard space, with all that the way back needs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from covid3way.base import Scan, ScanWarning, WarningKind, Window
+from covid3way.standard import space as spaces
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StandardScan:
+  """
+  A scan in the standard space.
+
+  Attributes:
+    placement: where the scan lies in the space.
+    window: that normalised the signal.
+    signal: (x', y', z') float32, window units.
+    lungs: (x', y', z') uint8, 1 left, 2 right.
+    warnings: of reading, windowing and casting together.
+  """
+
+  placement: spaces.Placement
+  window: Window
+  signal: jax.Array
+  lungs: np.ndarray
+  warnings: tuple[ScanWarning, ...]
+
+  def facts(self) -> dict[str, Any]:
+    """Window, placement and warnings as JSON values."""
+    return {
+      'window': dataclasses.asdict(self.window),
+      'placement': dataclasses.asdict(self.placement),
+      'warnings': [dataclasses.asdict(w) for w in self.warnings],
+    }
+
+
+def cast(
+  scan: Scan,
+  lungs: np.ndarray,
+  window: Window,
+  space: spaces.StandardSpace,
+  warnings: tuple[ScanWarning, ...] = (),
+) -> StandardScan:
+  """
+  Casts a scan (paper, Section III-B), centred on its lungs.
+
+  Args:
+    scan: to cast.
+    lungs: (x, y, z) 1 left, 2 right, on the scan's grid; not empty.
+    window: of Eq. (1).
+    space: to cast into.
+    warnings: found on the way here, besides the scan's own.
+  """
+  placement = spaces.place(scan.grid.shape, scan.grid.spacing_mm, space, lungs)
+  outside_ml = spaces.outside_ml(lungs > 0, placement)
+  if outside_ml > 0:
+    message = f'{outside_ml:.1f} ml of lung lie outside the standard space'
+    warnings += (ScanWarning(WarningKind.LUNG_OUTSIDE_BOX, message),)
+  return StandardScan(
+    placement,
+    window,
+    spaces.cast_signal(scan.hu, placement, window),
+    spaces.cast_sides(lungs, placement),
+    scan.warnings + warnings,
+  )

@@ -1,0 +1,155 @@
+"""
+Checkpoints of a training, and the model directory that prediction reads.
+
+A model directory holds `model.json` (networks, standard space, slice offsets, target,
+versions, training figures) and one orbax checkpoint of weights per view.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from covid3way.base import ModelError
+from covid3way.networks.unet import UNet
+from covid3way.scans.files import whole, write_json
+from covid3way.standard.space import StandardSpace
+from covid3way.training import views
+
+FORMAT = 'covid3way-model-1'
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """
+  All of a model but its weights.
+
+  Attributes:
+    target: what the networks find, `infection` or `lungs`.
+    space_shape: voxels of the standard space it was trained in.
+    offsets_mm: slices of a stack, relative to the central one.
+    features: channels per level of each U-Net.
+  """
+
+  target: str
+  space_shape: tuple[int, int, int]
+  offsets_mm: tuple[float, ...]
+  features: tuple[int, ...]
+
+  @property
+  def space(self) -> StandardSpace:
+    """The standard space the networks work in."""
+    return StandardSpace(self.space_shape)
+
+  @property
+  def network(self) -> UNet:
+    """The U-Net of each view."""
+    return UNet(features=self.features)
+
+  def offsets_voxels(self, view: str) -> tuple[int, ...]:
+    """Slice offsets along a view's normal axis."""
+    return views.offsets_voxels(self.offsets_mm, self.space.spacing_mm, view)
+
+  def template(self) -> Any:
+    """Shapes and types of one network's variables."""
+    side = self.network.stride
+    stacks = jnp.zeros((1, side, side, len(self.offsets_mm)))
+    return jax.eval_shape(
+      lambda: self.network.init(jax.random.key(0), stacks, train=False)
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A model in memory: its spec and, per view, `params` and `batch_stats`."""
+
+  spec: ModelSpec
+  variables: Mapping[str, Any]
+  versions: Mapping[str, str]
+
+
+def versions() -> dict[str, str]:
+  """Versions of what computes, for provenance."""
+  return {name: metadata.version(name) for name in ('jax', 'flax', 'numpy', 'scipy')}
+
+
+def save_epoch(folder: Path, epoch: int, state: Any) -> None:
+  """Keeps the state after an epoch, and no earlier one."""
+  with _manager(folder) as manager:
+    manager.save(epoch, args=ocp.args.StandardSave(state))
+
+
+def restore_epoch(folder: Path, state: Any) -> tuple[int, Any]:
+  """The last epoch kept and its state; 0 and the given state when there is none."""
+  with _manager(folder) as manager:
+    epoch = manager.latest_step()
+    if epoch is None:
+      return 0, state
+    return epoch, manager.restore(epoch, args=ocp.args.StandardRestore(state))
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=1, create=True, enable_async_checkpointing=False
+  )
+  return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def write_model(
+  folder: Path, spec: ModelSpec, variables: Mapping[str, Any], figures: Any
+) -> None:
+  """
+  Writes a model directory, whole.
+
+  Args:
+    folder: to write.
+    spec: of the model.
+    variables: `params` and `batch_stats` per view.
+    figures: what training gave per view, JSON values.
+  """
+  with whole(folder) as aside:
+    with ocp.StandardCheckpointer() as checkpointer:
+      for view, tree in variables.items():
+        checkpointer.save((aside / view).absolute(), tree)
+    content = {
+      'format': FORMAT,
+      **dataclasses.asdict(spec),
+      'views': list(variables),
+      'training': figures,
+      'versions': versions(),
+    }
+    write_json(aside / 'model.json', content)
+
+
+def read_model(folder: Path) -> Model:
+  """
+  Reads a model directory.
+
+  Raises:
+    ModelError: it is absent, foreign, incomplete or damaged.
+  """
+  remedy = 'give --config.model a folder that the train or quickstart job wrote'
+  try:
+    content = json.loads((folder / 'model.json').read_text())
+    if content['format'] != FORMAT:
+      raise ModelError(str(folder), f'format {content["format"]}', remedy)
+    spec = ModelSpec(
+      content['target'],
+      *(tuple(content[k]) for k in ('space_shape', 'offsets_mm', 'features')),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+      template = spec.template()
+      variables = {
+        view: checkpointer.restore((folder / view).absolute(), template)
+        for view in content['views']
+      }
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    found = f'not a model directory, or a damaged one ({type(error).__name__})'
+    raise ModelError(str(folder), found, remedy) from error
+  return Model(spec, variables, content['versions'])

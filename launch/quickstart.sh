@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The whole method on a phantom cohort, set-up included. Further flags are passed on:
+#   ./launch/quickstart.sh            about 8 minutes on 2 cores
+#   ./launch/quickstart.sh :smoke     the same, tiny, in about a minute
+set -euo pipefail
+variant=""
+if [[ "${1:-}" == :* ]]; then variant="$1"; shift; fi
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+exec python -m covid3way.main --config="configs/quickstart.py$variant" \
+  --workdir="runs/quickstart${variant/:/-}" "$@"

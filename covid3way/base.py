@@ -1,5 +1,4 @@
-"""
-Types that every room shares: grids, scans, windows, errors, typed warnings.
+"""Types that every room shares: grids, scans, windows, errors, typed warnings.
 
 Arrays are indexed `[x, y, z]`; x grows to the patient's left, y to the back, z to
 the head (LPS, as DICOM). Readers convert on entry, writers on exit, nothing in
@@ -118,8 +117,7 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-  """
-  A scan's own voxel grid, as stored, and its `[x, y, z]` (LPS) reading.
+  """A scan's own voxel grid, as stored, and its `[x, y, z]` (LPS) reading.
 
   Attributes:
     native_shape: voxels per axis as stored: (columns, rows, slices) of a DICOM
@@ -184,8 +182,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scan:
-  """
-  One CT as read.
+  """One CT as read.
 
   Attributes:
     scan_id: names the scan in outputs and errors; holds nothing that identifies.

@@ -22,8 +22,7 @@ _FULL = {
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-  """
-  Gives a name to write a file or folder under; renames it when the block is done.
+  """Gives a name to write a file or folder under; renames it when the block is done.
 
   On any error what was written is removed, and nothing appears under `path`.
 

@@ -1,5 +1,4 @@
-"""
-The zarr store: one group per scan, in the standard space.
+"""The zarr store: one group per scan, in the standard space.
 
 A group `<scan_id>.zarr` (zarr v3) holds `signal` (float16, window units), `lungs`
 (uint8: 1 left, 2 right) and, when there is a reference, `infection` (uint8). Chunks
@@ -26,8 +25,7 @@ _DTYPES = {'signal': 'float16', 'lungs': 'uint8', 'infection': 'uint8'}
 
 @dataclasses.dataclass(frozen=True)
 class StoredScan:
-  """
-  A group opened for reading; slices are read on demand.
+  """A group opened for reading; slices are read on demand.
 
   Attributes:
     scan_id: its scan.
@@ -53,8 +51,7 @@ def group_path(folder: Path, scan_id: str) -> Path:
 def write_group(
   path: Path, volumes: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
 ) -> None:
-  """
-  Writes one scan's group, whole.
+  """Writes one scan's group, whole.
 
   Args:
     path: of the group.
@@ -82,8 +79,7 @@ def write_group(
 
 
 def open_group(path: Path, *, cache_bytes: int = 0) -> StoredScan:
-  """
-  Opens one scan's group.
+  """Opens one scan's group.
 
   Args:
     path: of the group.
@@ -105,8 +101,7 @@ def open_group(path: Path, *, cache_bytes: int = 0) -> StoredScan:
 
 
 def list_groups(folder: Path) -> Iterable[Path]:
-  """
-  The groups of a store, by name.
+  """The groups of a store, by name.
 
   Raises:
     InputError: the folder holds none.

@@ -1,0 +1,198 @@
+"""The DICOM objects of a folder, a .zip or a file: found and sorted into kinds."""
+
+import contextlib
+import dataclasses
+import io
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+  UID,
+  CTImageStorage,
+  EnhancedCTImageStorage,
+  LegacyConvertedEnhancedCTImageStorage,
+)
+
+from covid3way import base
+
+NOT_DICOM = 'not DICOM'
+MULTI_FRAME = 'multi-frame CT'
+_CT = 'CT'
+_ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+# All that is ever looked at.
+_TAGS = [
+  'SOPClassUID',
+  'SOPInstanceUID',
+  'SeriesInstanceUID',
+  'ImageType',
+  'PatientName',
+  'PatientID',
+  'PatientBirthDate',
+  'PatientIdentityRemoved',
+  'ImagePositionPatient',
+  'ImageOrientationPatient',
+  'PixelSpacing',
+  'Rows',
+  'Columns',
+  'NumberOfFrames',
+  'SamplesPerPixel',
+  'WindowCenter',
+  'WindowWidth',
+  'Manufacturer',
+  'ManufacturerModelName',
+  'ConvolutionKernel',
+  'KVP',
+  'SliceThickness',
+]
+_EXPORT_AGAIN = 'copy or export the series again'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class File:
+  """A file on disk or in an archive; `name` carries no folder."""
+
+  name: str
+  open: Callable[[], BinaryIO]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CtFile:
+  """A single-frame CT image and its header, without the pixels."""
+
+  file: File
+  header: Dataset
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Reads with pydicom without its remarks on odd values.
+
+  Real scans are full of them. What we use of a file is checked one by one.
+  """
+  with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+    warnings.simplefilter('ignore')
+    yield
+
+
+@contextlib.contextmanager
+def open_files(path: Path, *, scan_id: str) -> Iterator[list[File]]:
+  """All files of a folder (recursively), of a .zip (nothing is extracted), or one.
+
+  Hidden files, the file system's own, are left out.
+
+  Raises:
+    InputError: there is nothing at `path`.
+    DamagedFileError: the archive is no archive.
+  """
+  if not path.exists():
+    raise base.InputError(scan_id, 'no such file or folder', 'check the path')
+  if path.is_dir():
+    found = [p for p in sorted(path.rglob('*')) if p.is_file()]
+    found = [p for p in found if not is_hidden(p.relative_to(path))]
+    yield [File(p.name, lambda p=p: p.open('rb')) for p in found]
+  elif path.suffix.lower() == '.zip':
+    try:
+      archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+      raise damaged(scan_id, path.name, 'is not a whole .zip archive') from None
+    with archive:
+      names = sorted(n for n in archive.namelist() if not n.endswith('/'))
+      yield [
+        File(Path(n).name, lambda n=n: io.BytesIO(archive.read(n)))
+        for n in names
+        if not is_hidden(Path(n))
+      ]
+  else:
+    yield [File(path.name, lambda: path.open('rb'))]
+
+
+def is_hidden(path: Path) -> bool:
+  """Whether a relative path belongs to the file system rather than to the user."""
+  return any(part.startswith('.') or part == '__MACOSX' for part in path.parts)
+
+
+def ct_files(files: list[File], *, scan_id: str) -> tuple[list[CtFile], Counter[str]]:
+  """The single-frame CT images among `files`, and how many of what else there are.
+
+  Raises:
+    DamagedFileError: a file that is cut short in its header, or no DICOM but named so.
+  """
+  images, others = [], Counter()
+  for file in files:
+    header = read_header(file, scan_id=scan_id)
+    try:
+      kind = NOT_DICOM if header is None else _kind(header, file.name, scan_id)
+    except (TypeError, ValueError, NotImplementedError):
+      raise damaged(scan_id, file.name, 'has a header that makes no sense') from None
+    if kind == _CT:
+      images.append(CtFile(file, header))
+    else:
+      others[kind] += 1
+  return images, others
+
+
+def read_header(file: File, *, scan_id: str) -> Dataset | None:
+  """The header of a DICOM file, None for another file.
+
+  Raises:
+    DamagedFileError: see `ct_files`.
+  """
+  start, header = b'', None
+  try:
+    with file.open() as stream:
+      if is_dicom(start := stream.read(132)):
+        stream.seek(0)
+        # Old files lack the preamble: `force` reads them, as their start is sound.
+        header = pydicom.dcmread(
+          stream, stop_before_pixels=True, force=True, specific_tags=_TAGS
+        )
+        header.decode()  # converts every value now, so that odd ones show here
+  except PermissionError:
+    raise base.InputError(
+      scan_id, f'file {file.name} may not be read', 'change its permissions'
+    ) from None
+  except Exception:  # whatever zipfile, zlib and pydicom raise on damaged bytes
+    unread = 'cannot be read, or is damaged or encrypted in its .zip'
+    found = 'is cut short or damaged in its header' if start else unread
+    raise damaged(scan_id, file.name, found) from None
+  if header is None and file.name.lower().endswith('.dcm'):
+    raise damaged(scan_id, file.name, 'is named .dcm but holds no DICOM')
+  return header
+
+
+def is_dicom(start: bytes) -> bool:
+  """Whether the first 132 bytes are those of a DICOM file, with or without preamble."""
+  identifying_group = start[:2] == b'\x08\0' and start[3:4] == b'\0'
+  return start[128:132] == b'DICM' or identifying_group
+
+
+def damaged(scan_id: str, name: str, found: str) -> base.DamagedFileError:
+  """The error for a file, to be raised by the caller."""
+  return base.DamagedFileError(scan_id, f'file {name} {found}', _EXPORT_AGAIN)
+
+
+def _kind(header: Dataset, name: str, scan_id: str) -> str:
+  storage = header.file_meta.get('MediaStorageSOPClassUID')
+  storage = UID(header.get('SOPClassUID') or storage or '')
+  if not storage:
+    raise damaged(scan_id, name, 'is cut short in its header')
+  if storage in _ENHANCED:
+    return MULTI_FRAME
+  if storage != CTImageStorage:
+    # A private class has no name; its UID is nobody's business.
+    return 'other DICOM' if storage.name == storage else storage.name
+  if not header.get('SeriesInstanceUID'):
+    raise damaged(scan_id, name, 'is cut short in its header, or belongs to no series')
+  if 'LOCALIZER' in (header.get('ImageType') or ()):
+    return 'localizer'
+  if int(header.get('NumberOfFrames') or 1) > 1:
+    return MULTI_FRAME
+  if (header.get('SamplesPerPixel') or 1) != 1:
+    return 'colour picture'
+  return _CT

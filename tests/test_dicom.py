@@ -1,0 +1,432 @@
+import zipfile
+
+import numpy as np
+import pydicom
+import pytest
+import series
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import EnhancedCTImageStorage, RTStructureSetStorage
+
+from covid3way import base
+from covid3way.base import WarningKind
+from covid3way.scans import dicom
+
+ORIENTATIONS = {
+  'supine': series.SUPINE,
+  'prone': series.PRONE,
+  'feet first': series.FEET_FIRST,
+  'coronal': series.CORONAL,
+  'sagittal': series.SAGITTAL,
+}
+
+
+def read(path):
+  return dicom.read_series(path, scan_id='s1')
+
+
+def world_of(grid):
+  """(x, y, z, 3) mm, of every voxel."""
+  index = np.moveaxis(np.indices(grid.shape), 0, -1)
+  return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+def assert_every_voxel_in_place(scan):
+  np.testing.assert_allclose(scan.hu, series.hu_at(world_of(scan.grid)), atol=1e-3)
+
+
+def kinds(scan):
+  return [warning.kind for warning in scan.warnings]
+
+
+def refused(path, error, *words):
+  """Reading fails with a message that says who, what, and what to do."""
+  with pytest.raises(error) as caught:
+    read(path)
+  assert type(caught.value) is error
+  assert str(caught.value).startswith('s1: ')
+  assert caught.value.remedy
+  for word in words:
+    assert word in str(caught.value)
+  for secret in ('Doe', 'Jane', 'HOSP4711'):
+    assert secret not in str(caught.value)
+
+
+# Known answers
+
+
+@pytest.mark.parametrize('orientation', ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_every_voxel_lies_where_the_standard_says(tmp_path, orientation):
+  scan = read(series.write(tmp_path, series.slices(orientation)))
+  assert_every_voxel_in_place(scan)
+  assert (np.diag(scan.grid.affine)[:3] > 0).all()  # x to the left, y back, z to head
+  assert scan.hu.dtype == np.float32
+  assert scan.hu.flags.c_contiguous
+  assert scan.warnings == ()
+
+
+def test_supine_series_by_hand(tmp_path):
+  scan = read(series.write(tmp_path, series.slices()))
+  assert scan.grid.native_shape == scan.hu.shape == (6, 7, 5)
+  assert scan.grid.spacing_mm == (1.0, 2.0, 2.0)
+  np.testing.assert_array_equal(
+    scan.grid.native_affine,
+    [[1, 0, 0, -10], [0, 2, 0, -8], [0, 0, 2, -30], [0, 0, 0, 1]],
+  )
+  assert scan.hu[4, 3, 2] == series.hu_at(np.array([-6.0, -2.0, -26.0]))
+
+
+def test_feet_first_native_order_runs_along_the_normal(tmp_path):
+  scan = read(series.write(tmp_path, series.slices(series.FEET_FIRST)))
+  np.testing.assert_array_equal(scan.grid.native_affine[:3, 2], [0, 0, -2])
+  np.testing.assert_array_equal(scan.grid.native_affine[:3, 3], [-10, -8, -30])
+
+
+def test_oblique_series_keeps_its_axes_and_says_so(tmp_path):
+  c, s = np.cos(np.radians(5)), np.sin(np.radians(5))
+  datasets = series.slices((c, s, 0, -s, c, 0), slope=0.02, intercept=0, signed=True)
+  scan = read(series.write(tmp_path, datasets))
+  np.testing.assert_allclose(scan.hu, series.hu_at(world_of(scan.grid)), atol=0.02)
+  assert kinds(scan) == [WarningKind.OBLIQUE]
+  assert '5.0 degrees' in scan.warnings[0].message
+
+
+@pytest.mark.parametrize('syntax', series.COMPRESSED, ids=lambda s: s.name)
+@pytest.mark.parametrize('signed', [False, True])
+def test_compressed_syntaxes_decode(tmp_path, syntax, signed):
+  datasets = series.slices(shape=(40, 36, 3), signed=signed, intercept=-1000)
+  for path in series.files(series.write(tmp_path, datasets)):
+    series.compress(path, syntax)
+  scan = read(tmp_path)
+  assert_every_voxel_in_place(scan)
+  assert scan.provenance['transfer_syntax'] == syntax.name
+
+
+def test_slope_and_intercept_are_those_of_each_slice(tmp_path):
+  datasets = series.slices(slope=1, intercept=-1024)
+  for k, other in enumerate(series.slices(slope=0.5, intercept=-2000)):
+    if k % 2:
+      datasets[k] = other
+  assert_every_voxel_in_place(read(series.write(tmp_path, datasets)))
+
+
+def test_unused_bits_are_no_signal(tmp_path):
+  datasets = series.slices(shape=(6, 7, 3))
+  for dataset in datasets:
+    stored = np.frombuffer(dataset.PixelData, '<u2')
+    assert stored.max() < 4096
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.PixelData = (stored | 0x8000).tobytes()  # an overlay, as of old
+  assert_every_voxel_in_place(read(series.write(tmp_path, datasets)))
+
+
+def test_padding_is_clipped_and_counted(tmp_path):
+  datasets = series.slices(shape=(6, 7, 5), signed=True, intercept=0)
+  for dataset in datasets:
+    stored = np.frombuffer(dataset.PixelData, '<i2').reshape(7, 6).copy()
+    stored[0] = -3024
+    dataset.PixelData = stored.tobytes()
+    dataset.PixelPaddingValue = -3024
+  scan = read(series.write(tmp_path, datasets))
+  assert scan.hu.min() == -1024
+  assert (scan.hu[:, 0] == -1024).all()
+  assert kinds(scan) == [WarningKind.PADDING_CLIPPED]
+  assert scan.warnings[0].message.startswith('14.3%')
+
+
+def test_zip_equals_folder(tmp_path):
+  folder = series.write(tmp_path / 'series', series.slices())
+  with zipfile.ZipFile(tmp_path / 'scan.zip', 'w', zipfile.ZIP_DEFLATED) as archive:
+    for path in series.files(folder):
+      archive.write(path, path.relative_to(tmp_path))
+    archive.writestr('__MACOSX/series/._IM0.dcm', b'a resource fork')
+  scan, zipped = read(folder), read(tmp_path / 'scan.zip')
+  np.testing.assert_array_equal(scan.hu, zipped.hu)
+  assert zipped.warnings == ()
+  assert {p.name for p in tmp_path.iterdir()} == {'series', 'scan.zip'}
+
+
+def test_files_without_preamble_or_file_header_are_read(tmp_path):
+  for path in series.files(series.write(tmp_path, series.slices())):
+    data = path.read_bytes()
+    header_length = pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength
+    path.write_bytes(data[132 + 12 + header_length :])
+  assert_every_voxel_in_place(read(tmp_path))
+
+
+# What is beside the series
+
+
+def test_other_objects_are_ignored_and_counted(tmp_path):
+  folder = series.write(tmp_path, series.slices())
+  structures, scout = series.slices(shape=(2, 2, 2))
+  structures.SOPClassUID = RTStructureSetStorage
+  scout.ImageType = ['ORIGINAL', 'PRIMARY', 'LOCALIZER']
+  (folder / 'rs').write_bytes(series.to_bytes(structures))
+  (folder / 'scout').write_bytes(series.to_bytes(scout))
+  (folder / 'notes.txt').write_text('x')
+  (folder / '.DS_Store').write_text('x')
+  scan = read(folder)
+  assert_every_voxel_in_place(scan)
+  assert scan.warnings == (
+    base.ScanWarning(
+      WarningKind.FILES_IGNORED,
+      '3 file(s) are no CT slices: '
+      '1 RT Structure Set Storage, 1 localizer, 1 not DICOM',
+    ),
+  )
+
+
+def test_the_finest_of_the_long_axial_series_is_chosen(tmp_path):
+  offered = {
+    'thick': series.slices(step_mm=4.0, shape=(6, 7, 6), SeriesInstanceUID='1.1'),
+    'wanted': series.slices(step_mm=2.0, shape=(6, 7, 10), SeriesInstanceUID='1.2'),
+    'short': series.slices(step_mm=1.0, shape=(6, 7, 5), SeriesInstanceUID='1.3'),
+    'coronal': series.slices(series.CORONAL, shape=(6, 7, 40), SeriesInstanceUID='1.4'),
+  }
+  for name, datasets in offered.items():
+    series.write(tmp_path / name, datasets)
+  scan = read(tmp_path)
+  assert scan.hu.shape == (6, 7, 10)
+  assert kinds(scan) == [WarningKind.SERIES_CHOSEN]
+  assert '4 CT series' in scan.warnings[0].message
+  assert '10 slices, 2.00 mm apart' in scan.warnings[0].message
+
+
+def test_exact_copies_are_dropped(tmp_path):
+  series.write(tmp_path / 'a', series.slices())
+  series.write(tmp_path / 'b', series.slices()[:2])
+  scan = read(tmp_path)
+  assert_every_voxel_in_place(scan)
+  assert kinds(scan) == [WarningKind.DUPLICATE_FILE_DROPPED]
+  assert scan.warnings[0].message.startswith('2 file')
+
+
+def test_slices_that_share_one_uid_are_no_copies(tmp_path):
+  datasets = series.slices(SOPInstanceUID='1.2.3.4.1')
+  assert read(series.write(tmp_path, datasets)).hu.shape[2] == 5
+
+
+def test_windows_are_pairs_in_order_and_unique(tmp_path):
+  datasets = series.slices(WindowCenter=[50, -600], WindowWidth=[350, 1200])
+  datasets[-1].WindowCenter, datasets[-1].WindowWidth = -500, 1500
+  scan = read(series.write(tmp_path, datasets))
+  pairs = [(50, 350), (-600, 1200), (-500, 1500)]
+  assert scan.windows == tuple(base.Window(*pair, 'dicom tag') for pair in pairs)
+
+
+def test_absent_window_tags_give_no_candidate(tmp_path):
+  assert read(series.write(tmp_path, series.slices())).windows == ()
+  for dataset in (datasets := series.slices()):
+    dataset.WindowCenter, dataset.WindowWidth = '', ''
+  assert read(series.write(tmp_path, datasets)).windows == ()
+
+
+def test_provenance_tells_the_scanner_and_nobody(tmp_path):
+  tags = {'StudyDate': '20200301', 'SeriesDescription': 'Doe thorax', 'KVP': 120}
+  scan = read(series.write(tmp_path, series.slices(**tags)))
+  assert scan.provenance['manufacturer'] == 'ACME'
+  assert scan.provenance['slices'] == 5
+  assert float(scan.provenance['kvp']) == 120
+  for secret in ('Doe', 'HOSP4711', '20200301', '1.2.3.4', 'thorax'):
+    assert secret not in repr(scan.provenance) + repr(scan.warnings)
+
+
+# Wrong inputs
+
+
+def test_empty_folder(tmp_path):
+  refused(tmp_path, base.NoCtError, 'empty', 'give the folder')
+
+
+def test_folder_without_ct(tmp_path):
+  (tmp_path / 'notes.txt').write_text('x')
+  dataset = series.slices()[0]
+  dataset.SOPClassUID = RTStructureSetStorage
+  (tmp_path / 'rs.dcm').write_bytes(series.to_bytes(dataset))
+  refused(tmp_path, base.NoCtError, 'no CT', '1 not DICOM', '1 RT Structure Set')
+
+
+def test_no_such_path(tmp_path):
+  refused(tmp_path / 'absent', base.InputError, 'no such file')
+
+
+@pytest.mark.parametrize(
+  'other',
+  [{'PatientID': 'B', 'PatientName': ''}, {'PatientID': '', 'PatientName': 'B'}],
+)
+def test_two_patients_in_one_folder(tmp_path, other):
+  mine = {'PatientID': other['PatientID'] and 'A', 'PatientName': 'A'}
+  series.write(tmp_path / 'a', series.slices(**mine))
+  series.write(tmp_path / 'b', series.slices(**other, SeriesInstanceUID='1.9'))
+  refused(tmp_path, base.MixedPatientsError, '2 patients', 'one folder per patient')
+
+
+def test_blank_identities_are_one_patient(tmp_path):
+  datasets = series.slices(PatientID='', PatientName='')
+  assert_every_voxel_in_place(read(series.write(tmp_path, datasets)))
+
+
+def test_missing_slice(tmp_path):
+  datasets = series.slices(shape=(6, 7, 7))
+  del datasets[3]
+  refused(
+    series.write(tmp_path, datasets),
+    base.MissingSliceError,
+    'gap of 4.00 mm at -26.00 mm',
+    '2.00 mm apart',
+  )
+
+
+def test_two_slices_at_one_position(tmp_path):
+  datasets = series.slices()
+  datasets[2].ImagePositionPatient = datasets[1].ImagePositionPatient
+  refused(
+    series.write(tmp_path, datasets),
+    base.DuplicateSliceError,
+    'at -28.00 mm',
+    'keep one',
+  )
+
+
+def test_uneven_slices(tmp_path):
+  datasets = series.slices(shape=(6, 7, 8))
+  for k, dataset in enumerate(datasets):
+    dataset.ImagePositionPatient = [0, 0, 2.0 * k + 0.03 * k**2]
+  refused(series.write(tmp_path, datasets), base.GeometryError, 'apart', 'evenly')
+
+
+def test_rounded_positions_are_even_enough(tmp_path):
+  datasets = series.slices(shape=(6, 7, 9))
+  for k, dataset in enumerate(datasets):
+    dataset.ImagePositionPatient = [0, 0, round(0.625 * k, 1)]
+  assert read(series.write(tmp_path, datasets)).hu.shape == (6, 7, 9)
+
+
+def test_tilted_gantry(tmp_path):
+  datasets = series.slices()
+  for k, dataset in enumerate(datasets):
+    dataset.ImagePositionPatient = [0, 0.5 * k, 2.0 * k]
+  refused(
+    series.write(tmp_path, datasets), base.GeometryError, '14.0 degrees', 'upright'
+  )
+
+
+@pytest.mark.parametrize(
+  ('tags', 'word'),
+  [
+    ({'ImageOrientationPatient': [1, 0, 0, 0, 0.98, 0.199]}, 'orientation'),
+    ({'PixelSpacing': [2.0, 1.5]}, 'pixel spacing'),
+    ({'Rows': 6}, 'size'),
+  ],
+)
+def test_slices_unlike_each_other(tmp_path, tags, word):
+  datasets = series.slices()
+  for keyword, value in tags.items():
+    setattr(datasets[3], keyword, value)
+  refused(series.write(tmp_path, datasets), base.GeometryError, word, '1 of 5')
+
+
+def test_too_few_slices(tmp_path):
+  folder = series.write(tmp_path, series.slices(shape=(6, 7, 2)))
+  refused(folder, base.GeometryError, 'only 2')
+  refused(series.files(folder)[0], base.GeometryError, 'only 1')
+
+
+@pytest.mark.parametrize(
+  'keyword',
+  ['ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'RescaleSlope'],
+)
+def test_slice_without_what_it_must_say(tmp_path, keyword):
+  datasets = series.slices()
+  delattr(datasets[0], keyword)
+  refused(series.write(tmp_path, datasets), base.DamagedFileError, 'IM2z')
+
+
+def test_multi_frame_ct(tmp_path):
+  datasets = series.slices(SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=5)
+  refused(series.write(tmp_path, datasets), base.InputError, 'multi-frame', 'convert')
+
+
+def cut_file(path, start):
+  """Cut a file so many bytes after the start of its pixel data element."""
+  data = path.read_bytes()
+  path.write_bytes(data[: data.rindex(b'\xe0\x7f\x10\x00') + start])
+
+
+@pytest.mark.parametrize('start', [-400, -200, -90, -25, 2, 40])
+def test_file_cut_short(tmp_path, start):
+  path = series.files(series.write(tmp_path, series.slices()))[1]
+  cut_file(path, start)
+  refused(tmp_path, base.DamagedFileError, path.name, 'again')
+
+
+@pytest.mark.parametrize('syntax', series.COMPRESSED, ids=lambda s: s.name)
+def test_compressed_file_cut_short(tmp_path, syntax):
+  datasets = series.slices(shape=(32, 32, 3))
+  paths = series.files(series.write(tmp_path, datasets))
+  for path in paths:
+    series.compress(path, syntax)
+  cut_file(paths[1], 100)
+  refused(tmp_path, base.DamagedFileError, paths[1].name)
+
+
+@pytest.mark.parametrize('share', [0.3, 0.7, 0.95])
+@pytest.mark.parametrize('syntax', series.COMPRESSED, ids=lambda s: s.name)
+def test_frame_cut_short_in_a_whole_file(tmp_path, syntax, share):
+  paths = series.files(series.write(tmp_path, series.slices(shape=(32, 32, 3))))
+  for path in paths:
+    series.compress(path, syntax)
+  dataset = pydicom.dcmread(paths[1])
+  frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+  dataset.PixelData = encapsulate([frame[: int(share * len(frame)) // 2 * 2]])
+  dataset.save_as(paths[1])
+  refused(tmp_path, base.DamagedFileError, paths[1].name, syntax.name)
+
+
+def test_empty_file_named_dcm(tmp_path):
+  series.write(tmp_path, series.slices())
+  (tmp_path / '0003.dcm').touch()
+  refused(tmp_path, base.DamagedFileError, '0003.dcm')
+
+
+def test_damaged_archive(tmp_path):
+  path = tmp_path / 'scan.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('0.dcm', series.to_bytes(series.slices()[0]))
+  whole = path.read_bytes()
+  path.write_bytes(whole[:200] + b'damage' + whole[206:])
+  refused(path, base.DamagedFileError, '0.dcm', '.zip')
+  path.write_bytes(whole[:300])
+  refused(path, base.DamagedFileError, 'scan.zip')
+
+
+# Real scans
+
+
+@pytest.mark.parametrize(
+  ('name', 'count', 'spacing_mm'),
+  [
+    ('covid-ct-md/P001', 148, (0.748, 0.748, 2.0)),
+    ('covid-ct-md/normal001', 154, (0.635, 0.635, 2.0)),
+    ('lung1-003/ct', 107, (0.977, 0.977, 3.0)),
+    ('lung-dx-A0002', 30, (0.646, 0.646, 8.0)),
+  ],
+)
+def test_real_scan(name, count, spacing_mm):
+  folder = series.real(name)
+  scan = read(folder)
+  slices = sorted(
+    (pydicom.dcmread(p, stop_before_pixels=True) for p in folder.glob('*.dcm')),
+    key=lambda d: d.ImagePositionPatient[2],
+  )
+  step = slices[1].ImagePositionPatient[2] - slices[0].ImagePositionPatient[2]
+  affine = np.diag([*slices[0].PixelSpacing[::-1], step, 1.0])
+  affine[:3, 3] = slices[0].ImagePositionPatient
+  np.testing.assert_allclose(scan.grid.affine, affine, atol=1e-3)
+  np.testing.assert_allclose(scan.grid.spacing_mm, spacing_mm, atol=5e-4)
+  assert scan.hu.shape == (512, 512, count)
+  assert scan.hu.min() >= -1024
+
+  middle = pydicom.dcmread(folder / f'{count // 2:04d}.dcm')  # numbered from the feet
+  hu = middle.pixel_array * float(middle.RescaleSlope) + float(middle.RescaleIntercept)
+  np.testing.assert_array_equal(scan.hu[:, :, count // 2], np.maximum(hu.T, -1024))

@@ -19,9 +19,7 @@ def get_config() -> ConfigDict:
   config.window.level_hu = -600.0
   config.window.width_hu = 1200.0
   # The manifest's `scanner` -> (level, width); the paper's Table I to begin with.
-  config.window.scanners = {
-    p.scanner_id: (p.level_hu, p.width_hu) for p in PROTOCOLS
-  }
+  config.window.scanners = {p.protocol_id: (p.level_hu, p.width_hu) for p in PROTOCOLS}
 
   # Phantom cohort.
   config.phantom = ConfigDict()
@@ -29,10 +27,13 @@ def get_config() -> ConfigDict:
   config.phantom.seed = 0
   config.phantom.matrix = 512  # Pixels per side of an axial slice.
   config.phantom.anatomy_spacing_mm = 1.0  # Grid on which anatomy is drawn.
+  config.phantom.processes = 2  # Patients made at once; a full-size one takes 5 GiB.
 
   # Training; the paper's own settings where it gives them.
   config.training = ConfigDict()
   config.training.target = 'infection'  # or 'lungs'
+  config.training.region = 'lungs'  # Where the loss is counted; or 'all'.
+  config.training.class_weights = (1.0, 5.0)  # Of cross-entropy: other, target.
   config.training.views = ('xy', 'yz', 'xz')
   config.training.offsets_mm = (-5.0, -2.0, 0.0, 2.0, 5.0)
   config.training.features = (16, 32, 64, 128, 256)

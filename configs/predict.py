@@ -1,5 +1,4 @@
-"""
-Predicts infection masks, on each scan's own grid, and quantifies them.
+"""Predicts infection masks, on each scan's own grid, and quantifies them.
 
   python -m covid3way.main --config=configs/predict.py --workdir=runs/results \
     --config.model=runs/quickstart/model --config.input=DICOM_FOLDER

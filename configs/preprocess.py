@@ -1,5 +1,4 @@
-"""
-Casts scans into the standard space and stores them as zarr.
+"""Casts scans into the standard space and stores them as zarr.
 
   python -m covid3way.main --config=configs/preprocess.py --workdir=runs/cohort \
     --config.input=MANIFEST.csv

@@ -1,5 +1,4 @@
-"""
-The whole method on a small phantom cohort, from DICOM to Dice.
+"""The whole method on a small phantom cohort, from DICOM to Dice.
 
   ./launch/quickstart.sh
 
@@ -34,8 +33,8 @@ def get_config(variant: str = ''):
     features=(8, 16, 32, 64, 128),
     epochs=5,
     steps_per_epoch=50,
-    batch_size=8,
-    learning_rate=2e-3,
+    batch_size=4,
+    learning_rate=3e-3,
     validation_slices=64,
     validation_share=0.12,
   )

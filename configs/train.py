@@ -1,5 +1,4 @@
-"""
-Trains three U-Nets, one per view, on a store; writes the model directory.
+"""Trains three U-Nets, one per view, on a store; writes the model directory.
 
   python -m covid3way.main --config=configs/train.py --workdir=runs/model \
     --config.input=runs/cohort/store

@@ -102,6 +102,14 @@ def test_other_names_stay(tmp_path, folder):
   assert ids(dicom_folder(tmp_path / folder, **tags)) == [folder]
 
 
+def test_the_id_stays_where_the_header_says_it_is_a_pseudonym(tmp_path):
+  assert ids(dicom_folder(tmp_path / 'hosp-4711', PatientIdentityRemoved='YES')) == [
+    'hosp-4711'
+  ]
+  told = dicom_folder(tmp_path / 'hosp_4711', PatientIdentityRemoved='NO')
+  assert ids(told) == [HASHED]
+
+
 def test_identity_is_found_behind_damaged_files(tmp_path):
   folder = dicom_folder(tmp_path / 'jane')
   (folder / 'AAA.dcm').write_bytes(b'')

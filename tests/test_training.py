@@ -1,5 +1,6 @@
 """Losses, views and the step: known answers, and 4 devices = 1 device."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -19,6 +20,9 @@ def on_one_device(function, *arrays):
   """Runs a function of one device's share under pmap on one device."""
   mapped = jax.pmap(function, axis_name=devices.AXIS, devices=jax.devices()[:1])
   return jax.tree.map(lambda x: x[0], mapped(*(a[None] for a in arrays)))
+
+
+evenly = functools.partial(losses.loss, class_weights=(1, 1))
 
 
 def test_offsets_are_the_papers():
@@ -58,21 +62,46 @@ def test_unet_refuses_sizes_it_would_have_to_cut():
 def test_loss_of_certain_and_of_ignorant_predictions():
   labels = np.array([[[0, 1], [1, 0]]])
   certain = np.where(labels[..., None] == np.arange(2), 50.0, -50.0)
-  loss, dice = on_one_device(losses.loss, certain, labels)
+  everywhere = np.ones(labels.shape, bool)
+  loss, dice = on_one_device(evenly, certain, labels, everywhere)
   assert (loss, dice) == pytest.approx((0, 1), abs=1e-6)
   # All probabilities 1/2: overlap 1, sizes 2 and 2, smoothed by 1.
-  loss, dice = on_one_device(losses.loss, np.zeros_like(certain), labels)
+  loss, dice = on_one_device(evenly, np.zeros_like(certain), labels, everywhere)
   assert dice == pytest.approx((2 * 1 + 1) / (2 + 2 + 1))
   assert loss == pytest.approx(np.log(2) + 1 - dice)
 
 
-def test_empty_batch_has_dice_one_and_a_finite_gradient():
+def test_loss_counts_only_where_it_is_told_to():
+  labels = np.array([[[0, 1], [1, 0]]])
+  logits = np.zeros((*labels.shape, 2))
+  logits[0, 1] = 99  # absurd, but outside
+  logits[0, 1, :, 0] = -99
+  inside = np.array([[[True, True], [False, False]]])
+  loss, dice = on_one_device(evenly, logits, labels, inside)
+  # Two pixels of probability 1/2, one of them infected.
+  assert dice == pytest.approx((2 * 0.5 + 1) / (1 + 1 + 1))
+  assert loss == pytest.approx(np.log(2) + 1 - dice)
+
+
+def test_class_weights_multiply_the_entropy_of_their_class():
+  logits, labels = np.zeros((1, 1, 2, 2)), np.array([[[0, 1]]])
+  entropy = functools.partial(losses.cross_entropy, class_weights=(1, 5))
+  got = on_one_device(entropy, logits, labels, np.ones(labels.shape, bool))
+  assert got == pytest.approx(np.log(2) * (1 + 5) / 2)
+
+
+@pytest.mark.parametrize('counted', [True, False])
+def test_empty_batch_has_dice_one_and_a_finite_gradient(counted):
   labels = np.zeros((1, 2, 2), int)
   logits = np.stack([np.full((1, 2, 2), 60.0), np.zeros((1, 2, 2))], -1)
+  weights = np.full(labels.shape, counted)
   gradient = on_one_device(
-    jax.grad(lambda x, y: losses.loss(x, y)[0]), logits.astype(np.float32), labels
+    jax.grad(lambda x, y, w: evenly(x, y, w)[0]),
+    logits.astype(np.float32),
+    labels,
+    weights,
   )
-  assert on_one_device(losses.loss, logits, labels)[1] == pytest.approx(1)
+  assert on_one_device(evenly, logits, labels, weights)[1] == pytest.approx(1)
   assert np.isfinite(gradient).all()
 
 
@@ -87,7 +116,8 @@ def test_training_learns_a_threshold():
 
   def batch():
     stacks = rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
-    return {'stacks': stacks, 'labels': (stacks[..., 1] > 0).astype(np.int32)}
+    labels = (stacks[..., 1] > 0).astype(np.int32)
+    return {'stacks': stacks, 'labels': labels, 'weights': np.ones(labels.shape, bool)}
 
   network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
   state = loop.init_state(network, optimiser, jax.random.key(0), batch()['stacks'])
@@ -98,6 +128,7 @@ def test_training_learns_a_threshold():
       iter(batch, None),
       network=network,
       optimiser=optimiser,
+      class_weights=(1, 1),
       epochs=[1, 2],
       steps_per_epoch=40,
       validation=[batch()],
@@ -113,6 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
   bad = {
     'stacks': np.full((2, 16, 16, 3), np.nan, np.float32),
     'labels': np.zeros((2, 16, 16), np.int32),
+    'weights': np.ones((2, 16, 16), bool),
   }
   network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
   state = loop.init_state(network, optimiser, jax.random.key(0), bad['stacks'])
@@ -123,6 +155,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         iter(lambda: bad, None),
         network=network,
         optimiser=optimiser,
+        class_weights=(1, 1),
         epochs=[3],
         steps_per_epoch=1,
         validation=[],
@@ -142,12 +175,15 @@ rng = np.random.default_rng(0)
 batches = []
 for _ in range(3):
   stacks = rng.normal(size=(8, 16, 16, 5)).astype(np.float32)
-  batches.append({'stacks': stacks, 'labels': (stacks[..., 2] > .5).astype(np.int32)})
+  labels = (stacks[..., 2] > .5).astype(np.int32)
+  # Unlike shares: one device's pixels must not weigh more than another's.
+  weights = rng.random(labels.shape) < rng.random((8, 1, 1))
+  batches.append({'stacks': stacks, 'labels': labels, 'weights': weights})
 network, optimiser = UNet(features=(4, 8, 16)), optax.sgd(0.1, momentum=0.9)
 results = {}
 for n in (1, 4):
   state = loop.init_state(network, optimiser, jax.random.key(0), stacks)
-  step = devices.parallel(loop.make_step(network, optimiser), jax.devices()[:n])
+  step = devices.parallel(loop.make_step(network, optimiser, (1, 3)), jax.devices()[:n])
   for batch in batches:
     state, metrics = step(state, devices.shard(batch, n))
   results[n] = jax.tree.map(np.asarray, (state, metrics))

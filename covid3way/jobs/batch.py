@@ -23,8 +23,7 @@ def for_each_scan(
   what: str,
   workdir: Path,
 ) -> None:
-  """
-  Does `work` for each scan; names those that fail in `failures.json`.
+  """Does `work` for each scan; names those that fail in `failures.json`.
 
   Raises:
     Covid3wayError: the only scan there is failed.

@@ -41,8 +41,7 @@ _COLUMNS = (
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """
-  Predicts `config.input` with `config.model`; writes `<scan_id>/` per scan.
+  """Predicts `config.input` with `config.model`; writes `<scan_id>/` per scan.
 
   Each holds `infection.nii.gz`, `probability.nii.gz`, `lungs.nii.gz` (1 left, 2
   right), `quantification.json` and `overview.png`; beside them `quantification.csv`
@@ -97,7 +96,9 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
         share = each / np.float32(255)
         volumes[f'probability_{view}'] = _on_own_grid(share, standard, lungs)
     for name, volume in volumes.items():
-      nifti.write_volume(folder / f'{name}.nii.gz', volume, scan.grid)
+      nifti.write_volume(
+        folder / f'{name}.nii.gz', volume, scan.grid, dtype=volume.dtype
+      )
     figures.overview(
       folder / 'overview.png',
       scan,
@@ -153,7 +154,7 @@ def _write_table(rows: list[ManifestRow], workdir: Path) -> None:
 def _table_row(report: dict[str, Any]) -> dict[str, Any]:
   parts = report['per_lung'] | report['per_third']
   return {
-    **{k: report[k] for k in ('scan_id', 'infected_percent', 'infection_ml', 'lung_ml')},
+    **{field: report[field] for field in _COLUMNS[:4]},
     **{f'{name}_percent': part['infected_percent'] for name, part in parts.items()},
     **{f'window_{k}': v for k, v in report['window'].items()},
     'warnings': ' '.join(w['kind'] for w in report['warnings']),

@@ -1,8 +1,8 @@
 """Casts every scan of a cohort into the standard space and stores it as zarr."""
 
-import dataclasses
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -27,8 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def required(config: ConfigDict, field: str) -> str:
-  """
-  A config field that the user has to give.
+  """A config field that the user has to give.
 
   Raises:
     ConfigError: it is empty.
@@ -44,14 +43,14 @@ def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:
   if path.exists():
     _check_same_space(path, space)
     return
-  scan, lungs, standard = read_and_cast(row, space, config.window)
+  scan, _, standard = read_and_cast(row, space, config.window)
   volumes = {'signal': standard.signal, 'lungs': standard.lungs}
   if row.infection_mask:
     reference = nifti.read_mask(row.infection_mask, scan.grid, scan_id=row.scan_id)
     volumes['infection'] = spaces.cast_mask(reference > 0, standard.placement)
-  facts = dataclasses.asdict(row)
+  known = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
   attributes = {
-    **{k: facts[k] for k in ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')},
+    **{field: getattr(row, field) for field in known},
     **standard.facts(),
     'native_shape': list(scan.grid.native_shape),
     'native_affine_lps': scan.grid.native_affine.tolist(),
@@ -72,9 +71,8 @@ def _check_same_space(path: Path, space: spaces.StandardSpace) -> None:
 
 def read_and_cast(
   row: ManifestRow, space: spaces.StandardSpace, window_config: ConfigDict
-) -> tuple[Scan, 'StandardScan']:
-  """
-  Reads one scan, finds (or takes) its lungs and casts it.
+) -> tuple[Scan, np.ndarray, StandardScan]:
+  """Reads one scan, finds (or takes) its lungs and casts it.
 
   Returns:
     The scan, its lung labels on the own grid, and the scan in standard space.

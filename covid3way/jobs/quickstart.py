@@ -49,8 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _split(workdir: Path, n: int) -> list[ManifestRow]:
-  """
-  Parts the cohort; the held-out manifest names scans and nothing known of them.
+  """Parts the cohort; the held-out manifest names scans and nothing known of them.
 
   Held-out patients are spread evenly over the cohort ordered by stage.
 
@@ -75,9 +74,7 @@ def _split(workdir: Path, n: int) -> list[ManifestRow]:
   return held_out
 
 
-def _compare(
-  row: ManifestRow, workdir: Path, views: tuple[str, ...]
-) -> dict[str, Any]:
+def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[str, Any]:
   """One scan's row of the results, and its picture with both outlines."""
   folder = workdir / 'predictions' / row.scan_id
   scan = source.read_scan(row)

@@ -66,6 +66,14 @@ def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
 
 
 def _check(spec: ModelSpec, settings: ConfigDict) -> None:
+  """Refuses settings that cannot be trained."""
+  allowed = {'infection': ('lungs', 'all'), 'lungs': ('all',)}
+  if settings.region not in allowed.get(spec.target, ()):
+    raise ConfigError(
+      'config.training',
+      f'target {spec.target!r} with region {settings.region!r}',
+      "use target 'infection' with 'lungs' or 'all', or target 'lungs' with 'all'",
+    )
   stride, n = spec.network.stride, jax.device_count()
   if any(size % stride for size in spec.space_shape):
     raise ConfigError(
@@ -84,7 +92,7 @@ def _check(spec: ModelSpec, settings: ConfigDict) -> None:
 def _split(
   scans: Sequence[StoredScan], settings: ConfigDict
 ) -> tuple[list[StoredScan], list[StoredScan]]:
-  """Validation scans are all scans of some patients: never one patient on both sides."""
+  """Training and validation scans: no patient is on both sides."""
   patients = sorted({s.attributes['patient_id'] for s in scans})
   order = np.random.default_rng(settings.seed).permutation(len(patients))
   held_out = {
@@ -93,7 +101,7 @@ def _split(
   if len(held_out) == len(patients):
     raise ConfigError(
       'config.training.validation_share',
-      f'{settings.validation_share} of {len(patients)} patients leaves none to train on',
+      f'{settings.validation_share} of {len(patients)} patients leaves none to train',
       'lower it or add patients',
     )
   sides = ([], [])
@@ -114,6 +122,7 @@ def _train_view(
   how = {
     'view': view,
     'target': spec.target,
+    'region': settings.region,
     'offsets': spec.offsets_voxels(view),
   }
   steps = settings.epochs * settings.steps_per_epoch
@@ -122,9 +131,8 @@ def _train_view(
   slices = pipeline.Slices(training, **how)
   if not len(slices.foreground) + len(slices.background):
     raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
-  state = loop.init_state(
-    spec.network, optimiser, jax.random.key(settings.seed), slices.read([(0, 0)])['stacks']
-  )
+  key, example = jax.random.key(settings.seed), slices.read([(0, 0)])['stacks']
+  state = loop.init_state(spec.network, optimiser, key, example)
   done, state = checkpoints.restore_epoch(folder, state)
   batches = pipeline.batches(
     slices,
@@ -133,11 +141,12 @@ def _train_view(
     seed=(settings.seed, done),
   )
   log = folder / 'metrics.jsonl'
-  for state, epoch in loop.train(
+  for state, epoch in loop.train(  # noqa: B020, it goes on from `state`
     state,
     batches,
     network=spec.network,
     optimiser=optimiser,
+    class_weights=tuple(settings.class_weights),
     epochs=range(done + 1, settings.epochs + 1),
     steps_per_epoch=settings.steps_per_epoch,
     validation=held_out,

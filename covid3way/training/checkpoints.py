@@ -1,5 +1,4 @@
-"""
-Checkpoints of a training, and the model directory that prediction reads.
+"""Checkpoints of a training, and the model directory that prediction reads.
 
 A model directory holds `model.json` (networks, standard space, slice offsets, target,
 versions, training figures) and one orbax checkpoint of weights per view.
@@ -27,8 +26,7 @@ FORMAT = 'covid3way-model-1'
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """
-  All of a model but its weights.
+  """All of a model but its weights.
 
   Attributes:
     target: what the networks find, `infection` or `lungs`.
@@ -104,8 +102,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 def write_model(
   folder: Path, spec: ModelSpec, variables: Mapping[str, Any], figures: Any
 ) -> None:
-  """
-  Writes a model directory, whole.
+  """Writes a model directory, whole.
 
   Args:
     folder: to write.
@@ -128,8 +125,7 @@ def write_model(
 
 
 def read_model(folder: Path) -> Model:
-  """
-  Reads a model directory.
+  """Reads a model directory.
 
   Raises:
     ModelError: it is absent, foreign, incomplete or damaged.

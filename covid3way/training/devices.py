@@ -1,5 +1,4 @@
-"""
-All that knows of devices: pmap, its axis, sums over it, sharding of batches.
+"""All that knows of devices: pmap, its axis, sums over it, sharding of batches.
 
 The training state is carried unreplicated: it goes in whole (`None` in `in_axes`) and
 comes out whole (`None` in `out_axes`), which is right because every device returns
@@ -17,8 +16,7 @@ AXIS = 'devices'
 def parallel(
   step: Callable[[Any, Any], tuple[Any, Any]], devices: Sequence[jax.Device]
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """
-  Maps `step(state, batch) -> (state, metrics)` over devices.
+  """Maps `step(state, batch) -> (state, metrics)` over devices.
 
   Args:
     step: gets the whole state and one device's share of the batch; what it returns
@@ -38,8 +36,7 @@ def parallel(
 
 
 def shard(batch: Any, n: int) -> Any:
-  """
-  Arrays (b, ...) -> (n, b / n, ...).
+  """Arrays (b, ...) -> (n, b / n, ...).
 
   Raises:
     ValueError: b is not a multiple of n.

@@ -19,8 +19,7 @@ Batch = dict[str, np.ndarray]
 
 @flax.struct.dataclass
 class TrainState:
-  """
-  What training carries from step to step.
+  """What training carries from step to step.
 
   Attributes:
     variables: `params` and `batch_stats` of the network.
@@ -52,7 +51,9 @@ def init_state(
 
 
 def make_step(
-  network: UNet, optimiser: optax.GradientTransformation
+  network: UNet,
+  optimiser: optax.GradientTransformation,
+  class_weights: Sequence[float],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """One optimiser step on one device's share of a batch."""
   network = network.clone(axis_name=devices.AXIS)
@@ -65,7 +66,9 @@ def make_step(
         train=True,
         mutable=['batch_stats'],
       )
-      loss, dice = losses.loss(logits, batch['labels'])
+      loss, dice = losses.loss(
+        logits, batch['labels'], batch['weights'], class_weights=class_weights
+      )
       return loss, (dice, updates['batch_stats'])
 
     params = state.variables['params']
@@ -88,7 +91,8 @@ def make_evaluate(network: UNet):
   @jax.jit
   def evaluate(variables, batch):
     logits = network.apply(variables, batch['stacks'], train=False)
-    predicted, wanted = logits.argmax(-1) == 1, batch['labels'] == 1
+    predicted = (logits.argmax(-1) == 1) & batch['weights']
+    wanted = (batch['labels'] == 1) & batch['weights']
     return (predicted & wanted).sum(), predicted.sum() + wanted.sum()
 
   return evaluate
@@ -96,8 +100,8 @@ def make_evaluate(network: UNet):
 
 def validation_dice(evaluate, variables, batches: Sequence[Batch]) -> float:
   """Dice of class 1 over all given batches; NaN when there are none."""
-  counts = [evaluate(variables, batch) for batch in batches]
-  overlap, size = (float(sum(c)) for c in zip(*counts, strict=True)) if counts else (0, 0)
+  counts = np.array([evaluate(variables, batch) for batch in batches]).reshape(-1, 2)
+  overlap, size = counts.sum(axis=0, dtype=float)
   return 2 * overlap / size if size else float('nan')
 
 
@@ -107,20 +111,21 @@ def train(
   *,
   network: UNet,
   optimiser: optax.GradientTransformation,
+  class_weights: Sequence[float],
   epochs: Sequence[int],
   steps_per_epoch: int,
   validation: Sequence[Batch],
   on_devices: Sequence[jax.Device],
   what: str,
 ) -> Iterator[tuple[TrainState, Epoch]]:
-  """
-  Trains; yields the state and its figures after each epoch.
+  """Trains; yields the state and its figures after each epoch.
 
   Args:
     state: to begin with.
     batches: training batches, a multiple of the number of devices long.
     network: whose variables the state holds.
     optimiser: whose state it holds.
+    class_weights: of cross-entropy.
     epochs: numbers of the epochs to run.
     steps_per_epoch: batches per epoch.
     validation: batches to measure Dice on after each epoch.
@@ -130,7 +135,7 @@ def train(
   Raises:
     FloatingPointError: the loss is no longer finite.
   """
-  step = devices.parallel(make_step(network, optimiser), on_devices)
+  step = devices.parallel(make_step(network, optimiser, class_weights), on_devices)
   evaluate = make_evaluate(network)
   for epoch in epochs:
     losses_, dices = [], []

@@ -1,4 +1,11 @@
-"""Cross-entropy plus Dice."""
+"""Cross-entropy plus Dice, over the pixels that count.
+
+Logits are (b, h, w, c), labels (b, h, w) int, weights (b, h, w) bool: where the loss is
+counted. For infection that is the lungs: the mask ends there, so a network need not
+learn what lies outside.
+"""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +14,42 @@ import optax
 from covid3way.training import devices
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Mean over pixels and devices. Logits (b, h, w, c), labels (b, h, w) int."""
-  per_pixel = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return devices.mean(per_pixel.mean())
+def cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  class_weights: Sequence[float],
+) -> jax.Array:
+  """Mean over the pixels that count, of all devices; 0 when there are none.
 
-
-def soft_dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  Each pixel's term is multiplied by the weight of its class.
   """
-  Dice of class 1 over the whole batch of all devices, in [0, 1].
+  per_pixel = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  per_pixel *= jnp.asarray(class_weights)[labels]
+  summed, pixels = devices.total(((per_pixel * weights).sum(), weights.sum()))
+  return summed / jnp.maximum(pixels, 1)
+
+
+def soft_dice(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+  """Dice of class 1 over the whole batch of all devices, in [0, 1].
 
   One overlap for the batch, not one per slice: most slices hold little infection,
   and a slice without any has no Dice. An all-empty batch has Dice 1.
   """
-  p = jax.nn.softmax(logits)[..., 1]
+  p, labels = jax.nn.softmax(logits)[..., 1] * weights, labels * weights
   overlap, size = devices.total(((p * labels).sum(), p.sum() + labels.sum()))
   return (2 * overlap + 1) / (size + 1)
 
 
-def loss(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  class_weights: Sequence[float],
+) -> tuple[jax.Array, jax.Array]:
   """Cross-entropy + (1 - Dice), and that Dice."""
-  dice = soft_dice(logits, labels)
-  return cross_entropy(logits, labels) + 1 - dice, jnp.asarray(dice)
+  dice = soft_dice(logits, labels, weights)
+  entropy = cross_entropy(logits, labels, weights, class_weights=class_weights)
+  return entropy + 1 - dice, dice

@@ -9,8 +9,7 @@ from covid3way.training import views
 
 
 class Slices:
-  """
-  The slices of a view in some scans: which are worth drawing, and how to read them.
+  """The slices of a view in some scans: which are worth drawing, and how to read them.
 
   Attributes:
     foreground: (n, 2) scan and slice numbers that hold target voxels.
@@ -23,9 +22,11 @@ class Slices:
     *,
     view: str,
     target: str,
+    region: str,
     offsets: Sequence[int],
   ):
-    self._scans, self._target, self._offsets = scans, target, offsets
+    self._scans, self._offsets = scans, offsets
+    self._target, self._region = target, region
     self._view, self._axis = view, views.NORMAL_AXIS[view]
     others = tuple(a for a in range(3) if a != self._axis)
     foreground, background = [], []
@@ -40,25 +41,33 @@ class Slices:
     self.background = np.array(background).reshape(-1, 2)
 
   def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """(b, 2) scan and slice numbers -> stacks (b, h, w, d) and labels (b, h, w)."""
-    wanted = []
-    for number, index in chosen:
-      volumes = self._scans[number].volumes
-      n = volumes['signal'].shape[self._axis]
-      indices = views.stack_indices([index], self._offsets, n)[0]
-      wanted.append(
-        (
-          [self._plane(volumes['signal'], i).read() for i in indices],
-          self._plane(volumes[self._target], index).read(),
-        )
-      )
+    """(b, 2) scan and slice numbers -> `stacks`, `labels` and `weights`.
+
+    See `batches` for their shapes.
+    """
+    wanted = [self._request(number, index) for number, index in chosen]
     # All reads are in flight before the first is waited for.
-    stacks = [np.stack([f.result() for f in s], axis=-1) for s, _ in wanted]
-    labels = [label.result() > 0 for _, label in wanted]
+    stacks = [np.stack([f.result() for f in stack], axis=-1) for stack, _, _ in wanted]
+    labels = [label.result() > 0 for _, label, _ in wanted]
+    if self._region == 'all':
+      weights = np.ones_like(labels)
+    else:
+      weights = [lungs.result() > 0 for _, _, lungs in wanted]
     return {
       'stacks': np.stack(stacks).astype(np.float32),
       'labels': np.stack(labels).astype(np.int32),
+      'weights': np.stack(weights),
     }
+
+  def _request(self, number: int, index: int):
+    volumes = self._scans[number].volumes
+    n = volumes['signal'].shape[self._axis]
+    indices = views.stack_indices([index], self._offsets, n)[0]
+    return (
+      [self._plane(volumes['signal'], i).read() for i in indices],
+      self._plane(volumes[self._target], index).read(),
+      self._plane(volumes['lungs'], index).read(),
+    )
 
   def _plane(self, volume, index: int):
     where = [slice(None)] * 3
@@ -69,8 +78,7 @@ class Slices:
 def batches(
   slices: Slices, *, batch_size: int, foreground_share: float, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """
-  Endless training batches, deterministic from the seed; slices flipped at random.
+  """Endless training batches, deterministic from the seed; slices flipped at random.
 
   Args:
     slices: to draw from, with replacement.
@@ -79,7 +87,8 @@ def batches(
     seed: of the draws.
 
   Yields:
-    `stacks` (b, h, w, d) float32, window units, and `labels` (b, h, w) int32.
+    `stacks` (b, h, w, d) float32, window units, `labels` (b, h, w) int32 and `weights`
+    (b, h, w) bool, where the loss is counted.
   """
   rng = np.random.default_rng(seed)
   while True:
@@ -98,13 +107,13 @@ def batches(
 def _flip(
   batch: dict[str, np.ndarray], rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-  """
-  Flips each stack, with its label, along either side and through its depth.
+  """Flips each stack, with its label, along either side and through its depth.
 
   The offsets are symmetric, so a stack read backwards is a mirrored patient.
   """
   for i in range(len(batch['labels'])):
     h, w, d = (int(step) for step in rng.choice([-1, 1], 3))
     batch['stacks'][i] = batch['stacks'][i, ::h, ::w, ::d]
-    batch['labels'][i] = batch['labels'][i, ::h, ::w]
+    for name in ('labels', 'weights'):
+      batch[name][i] = batch[name][i, ::h, ::w]
   return batch

@@ -19,8 +19,7 @@ def offsets_voxels(
 
 
 def stack_indices(indices: Sequence[int], offsets: Sequence[int], n: int) -> np.ndarray:
-  """
-  (b,) central slices -> (b, d) slices of each stack; beyond the ends, the last one.
+  """(b,) central slices -> (b, d) slices of each stack; beyond the ends, the last one.
 
   The ends of the standard space are air, so repeating the last slice pads with air.
   """
@@ -28,8 +27,7 @@ def stack_indices(indices: Sequence[int], offsets: Sequence[int], n: int) -> np.
 
 
 def gather(volume: jax.Array, indices: jax.Array, view: str) -> jax.Array:
-  """
-  Takes slice stacks out of a volume.
+  """Takes slice stacks out of a volume.
 
   Args:
     volume: (x, y, z).

@@ -1,5 +1,4 @@
-"""
-covid3way: a job's config and a working directory in, that job done.
+"""covid3way: a job's config and a working directory in, that job done.
 
 Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 

@@ -1,12 +1,15 @@
 """Settings and fixtures that all tests share."""
 
+import importlib
 import os
 import pathlib
+import sys
 
 import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # configs/ and covid3way/ are used in place.
 
 # Compiled code is kept between runs: most of the suite's time is compilation.
 jax.config.update(
@@ -23,3 +26,18 @@ def real_data() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f'real scans are absent: {path} does not exist')
   return path
+
+
+@pytest.fixture(scope='session')
+def quickstart(tmp_path_factory) -> pathlib.Path:
+  """The workdir of the quickstart's smoke variant: cohort, store, model, results."""
+  workdir = tmp_path_factory.mktemp('quickstart')
+  run_job('quickstart', workdir)
+  return workdir
+
+
+def run_job(name: str, workdir: pathlib.Path, **inputs) -> None:
+  """Runs the smoke variant of a config in this process."""
+  config = importlib.import_module(f'configs.{name}').get_config('smoke')
+  config.update(inputs)
+  importlib.import_module(f'covid3way.jobs.{config.job}').run(config, workdir)

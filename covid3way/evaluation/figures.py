@@ -31,8 +31,7 @@ def overview(
   *,
   reference: np.ndarray | None = None,
 ) -> None:
-  """
-  Axial, coronal and sagittal slice through the largest lesion, masks outlined.
+  """Axial, coronal and sagittal slice through the largest lesion, masks outlined.
 
   Args:
     path: of the PNG.
@@ -53,7 +52,7 @@ def overview(
   for panel, (name, row) in zip(axes, _PANELS.items(), strict=True):
     _draw(panel, scan, masks, window, point, row)
     mm = point[row[0]] * scan.grid.spacing_mm[row[0]]
-    panel.set_title(f'{name}, {"xyz"[row[0]]} = {mm:.0f} mm', color='white', fontsize=10)
+    panel.set_title(f'{name}, {"xyz"[row[0]]} = {mm:.0f} mm', color='white')
   figure.suptitle(title, color='white')
   lines = [Line2D([], [], color=_COLOURS[n], label=n) for n in masks]
   figure.legend(
@@ -100,9 +99,7 @@ def _draw(
     interpolation='bilinear',
   )
   # Contours take coordinates of voxel centres, not an extent: it would shift them.
-  x, y = (
-    (np.arange(scan.grid.shape[a]) + 0.5) * spacing[a] for a in (across, up)
-  )
+  x, y = ((np.arange(scan.grid.shape[a]) + 0.5) * spacing[a] for a in (across, up))
   for name, mask in masks.items():
     plane = mask.take(point[normal], axis=normal).T
     if plane.any():
@@ -123,9 +120,10 @@ def _draw(
   panel.set_axis_off()
 
 
-def training_curves(path: Path, figures: Mapping[str, list[Mapping[str, float]]]) -> None:
-  """
-  Loss and Dice per epoch of each view.
+def training_curves(
+  path: Path, figures: Mapping[str, list[Mapping[str, float]]]
+) -> None:
+  """Loss and Dice per epoch of each view.
 
   Args:
     path: of the PNG.

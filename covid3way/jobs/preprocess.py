@@ -12,7 +12,7 @@ from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan, cast
-from covid3way.standard.lungs import check_sides, find_lungs
+from covid3way.standard.lungs import find_lungs, take_lungs
 from covid3way.standard.window import choose_window
 
 
@@ -87,7 +87,7 @@ def read_and_cast(
   )
   if row.lung_mask:
     given = nifti.read_mask(row.lung_mask, scan.grid, scan_id=row.scan_id)
-    lungs, lung_warnings = check_sides(given, scan_id=row.scan_id)
+    lungs, lung_warnings = take_lungs(given, scan.grid.spacing_mm, scan_id=row.scan_id)
   else:
     lungs, lung_warnings = find_lungs(
       scan.hu, scan.grid.spacing_mm, scan_id=row.scan_id

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 
 class UNet(nn.Module):
-  """
-  A slice stack in, logits of its central slice out.
+  """A slice stack in, logits of its central slice out.
 
   With the default widths and five slices: 1.94 million parameters.
 
@@ -30,8 +29,7 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, stacks: jax.Array, *, train: bool) -> jax.Array:
-    """
-    (b, h, w, d) float slice stacks -> (b, h, w, classes) float32 logits.
+    """(b, h, w, d) float slice stacks -> (b, h, w, classes) float32 logits.
 
     Raises:
       ValueError: height or width is not a multiple of `stride`.

@@ -43,6 +43,17 @@ def read_scan(path: Path, *, scan_id: str) -> base.Scan:
   )
 
 
+def read_volume(path: Path, *, scan_id: str) -> tuple[np.ndarray, base.Grid]:
+  """Read any volume, (x, y, z) float32, and its grid.
+
+  Raises:
+    InputError, DamagedFileError, GeometryError: as `read_scan`.
+  """
+  image = _load(path, scan_id)
+  grid = _grid(image, scan_id)
+  return np.ascontiguousarray(grid.to_lps(_values(image, path, scan_id))), grid
+
+
 def read_mask(path: Path, grid: base.Grid, *, scan_id: str) -> np.ndarray:
   """Read a mask of a scan, (x, y, z) uint8, labels kept.
 
@@ -53,16 +64,13 @@ def read_mask(path: Path, grid: base.Grid, *, scan_id: str) -> np.ndarray:
     InputError: no such file, or other than whole numbers from 0 to 255.
     DamagedFileError, GeometryError: as `read_scan`.
   """
-  image = _load(path, scan_id)
-  own = _grid(image, scan_id)
+  mask, own = read_volume(path, scan_id=scan_id)
   if own.shape != grid.shape or _distance_voxels(own, grid) > SAME_PLACE_VOXELS:
     raise base.MaskGridError(
       scan_id,
       f'mask {path.name} is {_describe(own)}; the scan is {_describe(grid)}',
       'draw or resample the mask on the grid of the scan',
     )
-  values = _values(image, path, scan_id)
-  mask = np.ascontiguousarray(own.to_lps(values))
   with np.errstate(invalid='ignore'):
     labels = mask.astype(np.uint8)
   if not np.array_equal(labels, mask):

@@ -9,8 +9,7 @@ LEFT, RIGHT = 1, 2
 
 
 def thirds(lungs: np.ndarray) -> dict[str, slice]:
-  """
-  Upper, middle and lower third of the lungs' height, as slices of z.
+  """Upper, middle and lower third of the lungs' height, as slices of z.
 
   Raises:
     ValueError: the mask is empty.
@@ -27,8 +26,7 @@ def thirds(lungs: np.ndarray) -> dict[str, slice]:
 def quantify(
   infection: np.ndarray, lungs: np.ndarray, voxel_ml: float
 ) -> dict[str, Any]:
-  """
-  Volumes and infected shares on one grid.
+  """Volumes and infected shares on one grid.
 
   Args:
     infection: (x, y, z) bool; what lies outside the lungs does not count.

@@ -28,8 +28,7 @@ def make_predict(network, view: str):
 def probability_map(
   model: Model, view: str, signal: jax.Array, lungs: np.ndarray, *, batch_size: int
 ) -> np.ndarray:
-  """
-  Infection probability of every voxel as one view sees it.
+  """Infection probability of every voxel as one view sees it.
 
   Slices that do not cross the lungs are not computed: they stay 0.
 
@@ -62,8 +61,7 @@ def probability_map(
 def aggregate(
   maps: Mapping[str, np.ndarray], lungs: np.ndarray, *, threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """
-  Eq. (6) with g = sum > threshold, inside the lungs.
+  """Eq. (6) with g = sum > threshold, inside the lungs.
 
   Args:
     maps: uint8 (x, y, z) probability maps per view, 0 ... 255 for 0 ... 1.

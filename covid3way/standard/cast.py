@@ -12,8 +12,7 @@ from covid3way.standard import space as spaces
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StandardScan:
-  """
-  A scan in the standard space.
+  """A scan in the standard space.
 
   Attributes:
     placement: where the scan lies in the space.
@@ -45,8 +44,7 @@ def cast(
   space: spaces.StandardSpace,
   warnings: tuple[ScanWarning, ...] = (),
 ) -> StandardScan:
-  """
-  Casts a scan (paper, Section III-B), centred on its lungs.
+  """Casts a scan (paper, Section III-B), centred on its lungs.
 
   Args:
     scan: to cast.

@@ -25,8 +25,7 @@ class StandardSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """
-  Where a scan lies in a standard space: all that the way there and back needs.
+  """Where a scan lies in a standard space: all that the way there and back needs.
 
   Attributes:
     space: the standard space.
@@ -59,8 +58,7 @@ def place(
   space: StandardSpace,
   lungs: np.ndarray | None = None,
 ) -> Placement:
-  """
-  Centres the standard space on the lungs' bounding box, else on the scan.
+  """Centres the standard space on the lungs' bounding box, else on the scan.
 
   Args:
     own_shape: voxels of the scan's own grid, `[x, y, z]`.
@@ -116,8 +114,7 @@ def normalise(hu, window: Window):
 
 
 def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.ndarray:
-  """
-  Own grid, HU -> standard space, window units. Lanczos; air outside the scan.
+  """Own grid, HU -> standard space, window units. Lanczos; air outside the scan.
 
   Args:
     hu: (x, y, z) on the own grid.
@@ -132,8 +129,7 @@ def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.nda
 
 
 def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
-  """
-  Own-grid mask -> standard space: linear interpolation, cut at one half.
+  """Own-grid mask -> standard space: linear interpolation, cut at one half.
 
   Returns:
     (x', y', z') bool.
@@ -142,8 +138,7 @@ def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
 
 
 def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
-  """
-  Own-grid lungs (1 left, 2 right) -> standard space, with no seam where they touch.
+  """Own-grid lungs (1 left, 2 right) -> standard space, with no seam where they touch.
 
   Returns:
     (x', y', z') uint8 with the same labels.
@@ -158,8 +153,7 @@ def _cast_linear(mask: np.ndarray, placement: Placement) -> np.ndarray:
 
 
 def return_volume(volume: np.ndarray, placement: Placement) -> np.ndarray:
-  """
-  Standard space -> own grid by linear interpolation, zero outside the space.
+  """Standard space -> own grid by linear interpolation, zero outside the space.
 
   Returns:
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
@@ -169,8 +163,7 @@ def return_volume(volume: np.ndarray, placement: Placement) -> np.ndarray:
 
 
 def return_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
-  """
-  Standard-space mask -> own grid; binary, because it is cut at one half.
+  """Standard-space mask -> own grid; binary, because it is cut at one half.
 
   Returns:
     (x, y, z) bool on the own grid.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from covid3way.base import ScanWarning, Window, WarningKind
+from covid3way.base import ScanWarning, WarningKind, Window
 
 # Lung windows in use lie well inside these limits (paper, Table I: levels -600 to
 # -400, widths 1200 to 1600); mediastinal (40/350) and bone windows lie outside.

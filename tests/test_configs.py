@@ -1,0 +1,165 @@
+"""Every config builds; its smoke variant runs and reads every field it has."""
+
+import csv
+import importlib
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_job
+from ml_collections import ConfigDict
+
+from configs import default
+from covid3way.scans import nifti, source, store
+from covid3way.scans.manifest import read_manifest
+from covid3way.training.checkpoints import read_model
+
+NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'default')
+
+
+class Recorder:
+  """A config that remembers which of its leaves were read."""
+
+  def __init__(self, config: ConfigDict, seen: set[str], prefix: str = ''):
+    self.__dict__.update(_config=config, _seen=seen, _prefix=prefix)
+
+  def __getattr__(self, field):
+    value, name = self._config[field], f'{self._prefix}{field}'
+    if isinstance(value, ConfigDict) and field != 'scanners':
+      return Recorder(value, self._seen, f'{name}.')
+    self._seen.add(name)
+    return value
+
+  __getitem__ = __getattr__
+
+
+def leaves(config: ConfigDict, prefix: str = ''):
+  for field, value in config.items():
+    if isinstance(value, ConfigDict) and field != 'scanners':
+      yield from leaves(value, f'{prefix}{field}.')
+    else:
+      yield f'{prefix}{field}'
+
+
+def inputs_of(name, quickstart):
+  return {
+    'phantom': {},
+    'preprocess': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
+    'train': {'input': str(quickstart / 'store')},
+    'predict': {
+      'input': str(quickstart / 'held_out.csv'),
+      'model': str(quickstart / 'model'),
+    },
+  }[name]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_names_a_job_and_takes_its_fields_from_the_default(name):
+  module = importlib.import_module(f'configs.{name}')
+  every = set(leaves(default.get_config())) | {'job'}
+  for variant in ('', 'smoke'):
+    config = module.get_config(variant)
+    assert set(leaves(config)) <= every
+    importlib.import_module(f'covid3way.jobs.{config.job}')
+  assert '--config=configs/' in module.__doc__
+
+
+def test_default_has_no_field_that_no_config_takes():
+  taken = set()
+  for name in NAMES:
+    taken |= set(leaves(importlib.import_module(f'configs.{name}').get_config()))
+  assert set(leaves(default.get_config())) <= taken
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n != 'quickstart'])
+def test_smoke_variant_reads_every_field(name, quickstart, tmp_path):
+  config = importlib.import_module(f'configs.{name}').get_config('smoke')
+  config.update(inputs_of(name, quickstart))
+  seen = set()
+  job = importlib.import_module(f'covid3way.jobs.{config.job}')
+  job.run(Recorder(config, seen), tmp_path)
+  assert set(leaves(config)) - {'job'} == seen
+
+
+def test_quickstart_compares_with_the_references(quickstart):
+  results = json.loads((quickstart / 'results.json').read_text())
+  (scan,) = results['scans']
+  assert set(results) == {'dice_mean', 'dice_per_view', 'scans', 'seconds'}
+  assert set(results['dice_per_view']) == {'xy', 'yz', 'xz'}
+  assert results['dice_mean'] == scan['dice']
+  rows = read_manifest(quickstart / 'cohort' / 'manifest.csv')
+  row = next(r for r in rows if r.scan_id == scan['scan_id'])
+  reference, lungs = (
+    nifti.read_volume(path, scan_id='test')[0] > 0
+    for path in (row.infection_mask, row.lung_mask)
+  )
+  assert scan['infected_percent_true'] == pytest.approx(
+    100 * (reference & lungs).sum() / lungs.sum(), abs=1e-3
+  )
+  assert (quickstart / 'pictures' / f'{row.scan_id}.png').stat().st_size > 10_000
+  assert (quickstart / 'training.png').stat().st_size > 10_000
+
+
+def test_held_out_patients_are_in_no_store_and_their_references_in_no_manifest(
+  quickstart,
+):
+  (held_out,) = read_manifest(quickstart / 'held_out.csv')
+  stored = {
+    store.open_group(p).scan_id for p in store.list_groups(quickstart / 'store')
+  }
+  assert stored and held_out.scan_id not in stored
+  assert held_out.infection_mask is None and held_out.lung_mask is None
+
+
+def test_prediction_has_the_scans_grid_and_consistent_numbers(quickstart):
+  (row,) = read_manifest(quickstart / 'held_out.csv')
+  scan = source.read_scan(row)
+  folder = quickstart / 'predictions' / row.scan_id
+  volumes = {}
+  for name in ('infection', 'probability', 'lungs'):
+    volumes[name], grid = nifti.read_volume(folder / f'{name}.nii.gz', scan_id='test')
+    assert grid.native_shape == scan.grid.native_shape
+    np.testing.assert_allclose(grid.native_affine, scan.grid.native_affine, atol=1e-4)
+  assert set(np.unique(volumes['lungs'])) == {0, 1, 2}
+  assert set(np.unique(volumes['infection'])) <= {0, 1}
+  assert 0 <= volumes['probability'].min() and volumes['probability'].max() <= 1
+  inside = volumes['lungs'] > 0
+  assert not volumes['infection'][~inside].any()
+  report = json.loads((folder / 'quantification.json').read_text())
+  share = 100 * (volumes['infection'] > 0).sum() / inside.sum()
+  assert report['infected_percent'] == pytest.approx(share, abs=1e-3)
+  assert report['lung_ml'] == pytest.approx(inside.sum() * scan.grid.voxel_ml, rel=1e-4)
+  assert report['window']['source'] == 'scanner table'
+  assert report['model']['space_shape'] == [48, 48, 64]
+  with (quickstart / 'predictions' / 'quantification.csv').open() as table:
+    (line,) = csv.DictReader(table)
+  assert float(line['infected_percent']) == report['infected_percent']
+  assert float(line['left_percent']) == report['per_lung']['left']['infected_percent']
+
+
+def test_same_seed_same_cohort_bytes(quickstart, tmp_path):
+  config = importlib.import_module('configs.quickstart').get_config('smoke')
+  importlib.import_module('covid3way.jobs.phantom').run(config, tmp_path)
+  files = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*') if p.is_file())
+  assert len(files) > 20
+  for file in files:
+    again, first = tmp_path / file, quickstart / 'cohort' / file
+    assert again.read_bytes() == first.read_bytes(), file
+
+
+def test_a_second_run_skips_what_is_finished(quickstart, tmp_path):
+  (row,) = read_manifest(quickstart / 'held_out.csv')
+  inputs = inputs_of('predict', quickstart)
+  run_job('predict', tmp_path, **inputs)
+  first = (tmp_path / row.scan_id / 'infection.nii.gz').stat().st_mtime_ns
+  run_job('predict', tmp_path, **inputs)
+  assert (tmp_path / row.scan_id / 'infection.nii.gz').stat().st_mtime_ns == first
+
+
+def test_model_directory_keeps_its_space_and_three_networks(quickstart):
+  model = read_model(quickstart / 'model')
+  assert model.spec.space_shape == (48, 48, 64)
+  assert set(model.variables) == {'xy', 'yz', 'xz'}
+  kernels = [v['params']['Conv_0']['kernel'] for v in model.variables.values()]
+  assert not np.array_equal(kernels[0], kernels[1])
+  assert not np.array_equal(kernels[1], kernels[2])

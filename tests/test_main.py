@@ -1,0 +1,214 @@
+"""The command line: exit codes, one-line mistakes, broken scans in a batch."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_job
+
+from covid3way.base import ConfigError, Covid3wayError, ModelError, NoLungError
+from covid3way.jobs.batch import SomeScansFailedError
+from covid3way.scans import nifti
+from covid3way.scans.manifest import read_manifest
+
+
+def command(*arguments, **options):
+  """Runs the program as a user does."""
+  return subprocess.run(
+    [sys.executable, '-m', 'covid3way.main', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    **options,
+  )
+
+
+def the_line(done):
+  """The one line in which a user's mistake ends."""
+  assert done.returncode == 2, done.stderr
+  assert 'Traceback' not in done.stderr
+  told = [x for x in done.stderr.splitlines() if x.startswith('covid3way: ')]
+  assert len(told) == 1, done.stderr
+  return told[0]
+
+
+@pytest.mark.parametrize(
+  'arguments,words',
+  [
+    ([], '--config'),
+    (['--config=configs/nothing.py', '--workdir=x'], 'nothing.py'),
+    (['--config=configs/predict.py', '--workdir=x', '--config.treshold=1'], 'treshold'),
+    (['--config=configs/predict.py', '--workdir=x', '--wrkdir=y'], 'wrkdir'),
+    (['--config=configs/predict.py', '--workdir=x'], '--config.model'),
+    (
+      ['--config=configs/phantom.py', '--workdir=x', '--config.phantom.patients=two'],
+      'two',
+    ),
+    (['--config=configs/phantom.py:typo', '--workdir=x'], 'typo'),
+  ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(arguments, words, tmp_path):
+  arguments = [a.replace('--workdir=x', f'--workdir={tmp_path}') for a in arguments]
+  assert words in the_line(command(*arguments))
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_is_one_line_and_a_traceback_only_with_debug(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  arguments = (
+    '--config=configs/preprocess.py',
+    f'--workdir={tmp_path / "out"}',
+    f'--config.input={tmp_path / "empty"}',
+  )
+  line = the_line(command(*arguments))
+  assert 'the folder is empty' in line and 'give a DICOM folder' in line
+  told = command(*arguments, '--debug')
+  assert told.returncode == 2
+  assert 'Traceback' in told.stderr and 'the folder is empty' in told.stderr
+
+
+def limit_file_size():
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.parametrize('job', ['preprocess', 'predict', 'phantom'])
+def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
+  job, quickstart, tmp_path
+):
+  arguments = {
+    'preprocess': [f'--config.input={quickstart / "training.csv"}'],
+    'predict': [
+      f'--config.input={quickstart / "held_out.csv"}',
+      f'--config.model={quickstart / "model"}',
+    ],
+    'phantom': ['--config.phantom.patients=1', '--config.phantom.matrix=128'],
+  }[job]
+  done = command(
+    f'--config=configs/{job}.py:smoke',
+    f'--workdir={tmp_path}',
+    *arguments,
+    preexec_fn=limit_file_size,
+    env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+  )
+  if job == 'preprocess':  # Two scans, both refused.
+    assert done.returncode == 1, done.stderr
+    assert len(json.loads((tmp_path / 'failures.json').read_text())) == 2
+  else:
+    assert 'larger than the system allows' in the_line(done)
+  left = [p for p in tmp_path.rglob('*') if p.is_file()]
+  assert {p.name for p in left} <= {'failures.json', 'quantification.csv'}
+  assert not [p for p in tmp_path.rglob('*') if 'partial' in p.name]
+
+
+@pytest.fixture
+def two_scans(quickstart, tmp_path):
+  """A folder of one sound scan and one of water: a chest without lungs."""
+  row = read_manifest(quickstart / 'held_out.csv')[0]
+  folder = tmp_path / 'scans'
+  shutil.copytree(row.image, folder / 'sound')
+  _, grid = nifti.read_volume(
+    quickstart / 'predictions' / row.scan_id / 'lungs.nii.gz', scan_id='test'
+  )
+  water = np.zeros(grid.shape, np.int16)
+  nifti.write_volume(folder / 'water.nii.gz', water, grid, dtype=np.int16)
+  return folder
+
+
+def test_one_broken_scan_is_reported_and_the_rest_go_on(
+  two_scans, quickstart, tmp_path
+):
+  done = command(
+    '--config=configs/predict.py',
+    f'--workdir={tmp_path / "out"}',
+    f'--config.input={two_scans}',
+    f'--config.model={quickstart / "model"}',
+  )
+  assert done.returncode == 1, done.stderr
+  assert '1 of 2 scans failed' in done.stderr.splitlines()[-1]
+  failures = json.loads((tmp_path / 'out' / 'failures.json').read_text())
+  assert list(failures) == ['water'] and failures['water'].startswith('water: ')
+  assert (tmp_path / 'out' / 'sound' / 'infection.nii.gz').exists()
+  assert not (tmp_path / 'out' / 'water').exists()
+  table = (tmp_path / 'out' / 'quantification.csv').read_text().splitlines()
+  assert [line.split(',')[0] for line in table] == ['scan_id', 'sound']
+  # What was mended is done on a second run, and the old report goes.
+  (two_scans / 'water.nii.gz').unlink()
+  run_job(
+    'predict', tmp_path / 'out', input=str(two_scans), model=str(quickstart / 'model')
+  )
+  assert not (tmp_path / 'out' / 'failures.json').exists()
+
+
+def test_a_single_scan_without_lung_is_a_named_error(two_scans, quickstart, tmp_path):
+  model = str(quickstart / 'model')
+  with pytest.raises(NoLungError, match=r'^water: '):
+    run_job(
+      'predict', tmp_path / 'o', input=str(two_scans / 'water.nii.gz'), model=model
+    )
+  assert issubclass(NoLungError, Covid3wayError)
+
+
+def test_absent_window_tags_are_said_in_every_output(quickstart, tmp_path):
+  row = read_manifest(quickstart / 'held_out.csv')[0]
+  volume, grid = nifti.read_volume(
+    quickstart / 'cohort' / row.scan_id / 'lungs.nii.gz', scan_id='test'
+  )
+  hu = np.where(volume > 0, -850, 40).astype(np.int16)
+  hu[:4], hu[-4:], hu[:, :4], hu[:, -4:] = -1000, -1000, -1000, -1000
+  nifti.write_volume(tmp_path / 'plain.nii.gz', hu, grid, dtype=np.int16)
+  run_job(
+    'predict',
+    tmp_path / 'out',
+    input=str(tmp_path / 'plain.nii.gz'),
+    model=str(quickstart / 'model'),
+  )
+  report = json.loads((tmp_path / 'out/plain/quantification.json').read_text())
+  assert report['window'] == {'level_hu': -600, 'width_hu': 1200, 'source': 'default'}
+  assert 'window_assumed' in [w['kind'] for w in report['warnings']]
+  assert 'window_assumed' in (tmp_path / 'out/quantification.csv').read_text()
+
+
+@pytest.mark.parametrize('damage', ['absent', 'no weights', 'foreign', 'cut'])
+def test_a_model_directory_that_is_none_is_a_named_error(damage, quickstart, tmp_path):
+  folder = tmp_path / 'model'
+  if damage != 'absent':
+    shutil.copytree(quickstart / 'model', folder)
+  if damage == 'no weights':
+    shutil.rmtree(folder / 'yz')
+  if damage == 'foreign':
+    (folder / 'model.json').write_text('{"format": "other-1"}')
+  if damage == 'cut':
+    (folder / 'model.json').write_text('{"format": ')
+  with pytest.raises(ModelError, match=r'--config\.model'):
+    run_job('predict', tmp_path / 'out', input='x', model=str(folder))
+
+
+def test_a_store_of_another_space_is_not_mixed_in(quickstart, tmp_path):
+  shutil.copytree(quickstart / 'store', tmp_path / 'store')
+  with pytest.raises(SomeScansFailedError):
+    run_job('preprocess', tmp_path, input=str(quickstart / 'training.csv'))
+  told = json.loads((tmp_path / 'failures.json').read_text())
+  assert all('config.space.shape' in line for line in told.values())
+
+
+def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
+  from configs import train
+
+  config = train.get_config('smoke')
+  config.input = str(quickstart / 'store')
+  for field, value, words in (
+    ('features', (4, 8, 16, 32, 64, 128), 'multiples of 32'),
+    ('validation_share', 1.0, 'none to train'),
+    ('region', 'heart', "region 'heart'"),
+  ):
+    wrong = config.copy_and_resolve_references()
+    wrong.training[field] = value
+    from covid3way.jobs import train as job
+
+    with pytest.raises(ConfigError, match=words):
+      job.run(wrong, tmp_path)

@@ -35,6 +35,8 @@ def get_config() -> ConfigDict:
   config.training.region = 'lungs'  # Where the loss is counted; or 'all'.
   config.training.class_weights = (1.0, 5.0)  # Of cross-entropy: other, target.
   config.training.views = ('xy', 'yz', 'xz')
+  # Middle of the standard space that is trained on, along x, y, z.
+  config.training.extent_mm = (334.0, 334.0, 512.0)
   config.training.offsets_mm = (-5.0, -2.0, 0.0, 2.0, 5.0)
   config.training.features = (16, 32, 64, 128, 256)
   config.training.seed = 0

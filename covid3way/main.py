@@ -44,7 +44,8 @@ def main(_: list[str]) -> None:
   """Runs the config's job."""
   from covid3way.jobs.batch import SomeScansFailedError
 
-  logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.INFO)
+  # Libraries log through absl too, and far more than a user wants to read.
+  logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.ERROR)
   config = _CONFIG.value
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:

@@ -46,6 +46,14 @@ def test_gather_takes_the_slices_it_names(view, shape):
       np.testing.assert_array_equal(stacks[b, ..., d], expected)
 
 
+def test_central_window_holds_what_is_asked_in_multiples_of_the_stride():
+  window = views.central_window(
+    (290, 334, 20), (128, 128, 192), (334 / 128, 334 / 128, 512 / 192), stride=16
+  )
+  # 290 mm are 111.1 voxels: 112; 334 mm are all 128; 20 mm are 7.5: 16.
+  assert window == (slice(8, 120), slice(0, 128), slice(88, 104))
+
+
 def test_unet_has_the_released_number_of_parameters():
   shapes = jax.eval_shape(
     lambda: UNet().init(jax.random.key(0), jnp.zeros((1, 16, 16, 5)), train=False)

@@ -33,14 +33,12 @@ def for_each_scan(
   for number, row in enumerate(progress.track(rows, what=what), start=1):
     try:
       work(row)
-    except Covid3wayError as error:
+    except Exception as error:  # Even a defect of ours must not cost the others.
       if len(rows) == 1:
         raise
-      failures[row.scan_id] = str(error)
-    except Exception as error:  # A defect of ours must not cost the others.
-      if len(rows) == 1:
-        raise
-      failures[row.scan_id] = f'{row.scan_id}: {type(error).__name__}: {error}'
+      known = isinstance(error, Covid3wayError)
+      told = str(error) if known else f'{row.scan_id}: {type(error).__name__}: {error}'
+      failures[row.scan_id] = told
       logging.debug('%s', traceback.format_exc())
     outcome = failures.get(row.scan_id, f'{row.scan_id}: done')
     progress.say(f'{what} {number}/{len(rows)}: {outcome}')

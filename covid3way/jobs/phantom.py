@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from covid3way import progress
@@ -44,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
       future.result()
       progress.say(f'phantom: {member.patient_id} ({member.stage}) done')
   write_manifest(workdir / 'manifest.csv', [_row(m, workdir) for m in members])
-  logging.info('%d phantom patients under %s', len(members), workdir)
+  progress.say(f'{len(members)} phantom patients under {workdir}')
 
 
 def _write_patient(

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
+from covid3way import progress
 from covid3way.base import ConfigError, Scan
 from covid3way.jobs.batch import for_each_scan
 from covid3way.scans import nifti, source, store
@@ -23,7 +23,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   for_each_scan(
     rows, lambda row: _store_scan(row, config, folder), what='cast', workdir=workdir
   )
-  logging.info('%d scans in standard space under %s', len(rows), folder)
+  progress.say(f'{len(rows)} scans in standard space under {folder}')
 
 
 def required(config: ConfigDict, field: str) -> str:

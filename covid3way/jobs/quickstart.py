@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
+from covid3way import progress
 from covid3way.base import ConfigError, Window
 from covid3way.evaluation import figures
 from covid3way.evaluation.metrics import dice
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   def stage(job, folder, **inputs):
     start = time.monotonic()
     name = job.__name__.rpartition('.')[2]
-    logging.info('%s ...', name)
+    progress.say(f'{name} ...')
     stage_config = ConfigDict(config)
     stage_config.update(inputs)
     job.run(stage_config, folder)
@@ -131,15 +131,13 @@ def _summary(scans: list[dict[str, Any]], views: tuple[str, ...]) -> dict[str, A
 
 def _tell(results: dict[str, Any], seconds: dict[str, float], workdir: Path) -> None:
   for scan in results['scans']:
-    logging.info(
-      '%(scan_id)s, %(stage)s: Dice %(dice).3f, infected '
-      '%(infected_percent_predicted).2f %% (truly %(infected_percent_true).2f %%)',
-      scan,
+    progress.say(
+      '{scan_id}, {stage}: Dice {dice:.3f}, infected {infected_percent_predicted:.2f} '
+      '% (truly {infected_percent_true:.2f} %)'.format(**scan)
     )
   views = ', '.join(f'{v} {d:.3f}' for v, d in results['dice_per_view'].items())
-  logging.info(
-    'mean Dice on held-out patients: %.3f (single views: %s)',
-    results['dice_mean'],
-    views,
+  progress.say(
+    f'mean Dice on held-out patients: {results["dice_mean"]:.3f} '
+    f'(single views: {views})'
   )
-  logging.info('%s s in all; results under %s', seconds['total'], workdir)
+  progress.say(f'{seconds["total"]} s in all; results under {workdir}')

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import logging
 from ml_collections import ConfigDict
 
 from covid3way import progress
@@ -17,7 +16,7 @@ from covid3way.base import ConfigError, InputError
 from covid3way.jobs.preprocess import required
 from covid3way.scans import store
 from covid3way.scans.store import StoredScan
-from covid3way.training import checkpoints, loop, pipeline
+from covid3way.training import checkpoints, loop, pipeline, views
 from covid3way.training.checkpoints import ModelSpec
 
 
@@ -33,14 +32,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   _check(spec, settings)
   training, validation = _split(scans, settings)
-  logging.info('%d scans to train on, %d to validate', len(training), len(validation))
+  progress.say(f'{len(training)} scans to train on, {len(validation)} to validate')
   variables, figures = {}, {}
   for view in settings.views:
     variables[view], figures[view] = _train_view(
       view, spec, training, validation, settings, workdir / 'training' / view
     )
   checkpoints.write_model(workdir / 'model', spec, variables, figures)
-  logging.info('model written to %s', workdir / 'model')
+  progress.say(f'model written to {workdir / "model"}')
 
 
 def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
@@ -124,6 +123,12 @@ def _train_view(
     'target': spec.target,
     'region': settings.region,
     'offsets': spec.offsets_voxels(view),
+    'window': views.central_window(
+      settings.extent_mm,
+      spec.space_shape,
+      spec.space.spacing_mm,
+      stride=spec.network.stride,
+    ),
   }
   steps = settings.epochs * settings.steps_per_epoch
   optimiser = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, steps))
@@ -131,7 +136,10 @@ def _train_view(
   slices = pipeline.Slices(training, **how)
   if not len(slices.foreground) + len(slices.background):
     raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
-  key, example = jax.random.key(settings.seed), slices.read([(0, 0)])['stacks']
+  key, example = (
+    jax.random.key(settings.seed),
+    slices.read(np.array([[0, 0]]))['stacks'],
+  )
   state = loop.init_state(spec.network, optimiser, key, example)
   done, state = checkpoints.restore_epoch(folder, state)
   batches = pipeline.batches(

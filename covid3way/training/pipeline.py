@@ -24,19 +24,21 @@ class Slices:
     target: str,
     region: str,
     offsets: Sequence[int],
+    window: tuple[slice, slice, slice],
   ):
-    self._scans, self._offsets = scans, offsets
+    self._scans, self._offsets, self._window = scans, offsets, window
     self._target, self._region = target, region
     self._view, self._axis = view, views.NORMAL_AXIS[view]
     others = tuple(a for a in range(3) if a != self._axis)
     foreground, background = [], []
     for number, scan in enumerate(scans):
       lungs, wanted = (
-        (scan.volumes[name].read().result() > 0).any(axis=others)
+        (scan.volumes[name][window].read().result() > 0).any(axis=others)
         for name in ('lungs', target)
       )
-      foreground += [(number, i) for i in np.flatnonzero(wanted)]
-      background += [(number, i) for i in np.flatnonzero(lungs & ~wanted)]
+      first = window[self._axis].start
+      foreground += [(number, first + i) for i in np.flatnonzero(wanted)]
+      background += [(number, first + i) for i in np.flatnonzero(lungs & ~wanted)]
     self.foreground = np.array(foreground).reshape(-1, 2)
     self.background = np.array(background).reshape(-1, 2)
 
@@ -70,7 +72,7 @@ class Slices:
     )
 
   def _plane(self, volume, index: int):
-    where = [slice(None)] * 3
+    where = list(self._window)
     where[self._axis] = int(index)
     return volume[tuple(where)]
 
@@ -92,16 +94,20 @@ def batches(
   """
   rng = np.random.default_rng(seed)
   while True:
-    pick = rng.random(batch_size) < foreground_share
-    if not len(slices.background) or not len(slices.foreground):
-      pick[:] = len(slices.foreground) > 0
-    chosen = np.stack(
-      [
-        rng.choice(slices.foreground if wanted else slices.background)
-        for wanted in pick
-      ]
-    )
-    yield _flip(slices.read(chosen), rng)
+    wanted = rng.random(batch_size) < foreground_share
+    chosen = [_draw(slices, foreground, rng) for foreground in wanted]
+    yield _flip(slices.read(np.array(chosen)), rng)
+
+
+def _draw(slices: Slices, foreground: bool, rng: np.random.Generator) -> np.ndarray:
+  """A scan, all equally likely, then one of its slices of the wanted kind.
+
+  Drawn among all slices, the few severe scans would leave the early ones unseen.
+  """
+  kinds = (slices.foreground, slices.background)
+  candidates = next(k for k in (kinds if foreground else kinds[::-1]) if len(k))
+  scan = rng.choice(np.unique(candidates[:, 0]))
+  return rng.choice(candidates[candidates[:, 0] == scan])
 
 
 def _flip(

@@ -1,5 +1,6 @@
 """The three views and their slice stacks (paper, Section III-D). A view is data."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -39,3 +40,26 @@ def gather(volume: jax.Array, indices: jax.Array, view: str) -> jax.Array:
   """
   slices = jnp.moveaxis(volume, NORMAL_AXIS[view], 0)[indices]
   return jnp.moveaxis(slices, 1, -1)
+
+
+def central_window(
+  extent_mm: Sequence[float],
+  shape: Sequence[int],
+  spacing_mm: Sequence[float],
+  *,
+  stride: int,
+) -> tuple[slice, slice, slice]:
+  """The middle of a volume, at least `extent_mm` wide where the volume is.
+
+  Args:
+    extent_mm: wanted along x, y, z.
+    shape: voxels of the volume, multiples of `stride`.
+    spacing_mm: of its voxels.
+    stride: the window's sides are multiples of it.
+  """
+  window = []
+  for mm, n, step_mm in zip(extent_mm, shape, spacing_mm, strict=True):
+    side = min(math.ceil(round(mm / step_mm, 6) / stride) * stride, n)
+    start = (n - side) // 2
+    window.append(slice(start, start + side))
+  return tuple(window)

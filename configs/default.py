@@ -60,7 +60,13 @@ def get_config() -> ConfigDict:
   return config
 
 
-def pick(job: str, *fields: str) -> ConfigDict:
-  """A job's config: those fields and sections of the default that it reads."""
+def pick(job: str, variant: str, *fields: str) -> ConfigDict:
+  """A job's config: those fields and sections of the default that it reads.
+
+  Raises:
+    ValueError: the variant is neither '' nor 'smoke'.
+  """
+  if variant not in ('', 'smoke'):
+    raise ValueError(f"there is no variant {variant!r} of this config, only 'smoke'")
   default = get_config()
   return ConfigDict({'job': job, **{field: default[field] for field in fields}})

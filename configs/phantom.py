@@ -10,7 +10,7 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/phantom.py:smoke` writes two small, coarse patients."""
-  config = default.pick('phantom', 'phantom')
+  config = default.pick('phantom', variant, 'phantom')
   if variant == 'smoke':
     config.phantom.update(patients=2, matrix=64, anatomy_spacing_mm=5.0)
   return config

@@ -13,5 +13,4 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/predict.py:smoke` is the job itself: it has nothing to shorten."""
-  del variant
-  return default.pick('predict', 'input', 'model', 'window', 'prediction')
+  return default.pick('predict', variant, 'input', 'model', 'window', 'prediction')

@@ -11,7 +11,7 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/preprocess.py:smoke` casts to a coarse space."""
-  config = default.pick('preprocess', 'input', 'space', 'window')
+  config = default.pick('preprocess', variant, 'input', 'space', 'window')
   if variant == 'smoke':
     config.space.shape = (32, 32, 48)
   return config

@@ -18,6 +18,7 @@ def get_config(variant: str = ''):
   """`configs/quickstart.py:smoke` is the same path, tiny."""
   config = default.pick(
     'quickstart',
+    variant,
     'input',
     'model',
     'space',

@@ -12,7 +12,7 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/train.py:smoke` trains two tiny epochs."""
-  config = default.pick('train', 'input', 'training')
+  config = default.pick('train', variant, 'input', 'training')
   if variant == 'smoke':
     config.training.update(
       features=(4, 8, 16),

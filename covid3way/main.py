@@ -8,6 +8,7 @@ wrong use or wrong input, told in one line.
 
 import importlib
 import pathlib
+import re
 import sys
 import traceback
 
@@ -29,6 +30,7 @@ def parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     if _CONFIG.value is None or _WORKDIR.value is None:
       raise ConfigError('command line', '--config or --workdir missing', 'give both')
+    _CONFIG.value.job  # noqa: B018, raises now if the file could not be loaded
     if rest[1:]:
       raise ConfigError('command line', f'{rest[1:]} is no flag', 'use --flag=value')
     return rest
@@ -63,7 +65,12 @@ def end(message: str, *, code: int = 2) -> None:
 
 
 def _one_line(error: Exception) -> str:
-  return ' '.join(str(error.args[0] if error.args else error).split())
+  """The last line: what ml_collections puts before it is a traceback."""
+  told = str(error.args[-1] if error.args else error).strip()
+  if isinstance(error, KeyError | AttributeError):
+    field = re.search(r'\w+', told)
+    return f'this config has no field {field.group()!r}' if field else told
+  return told.splitlines()[-1].strip()
 
 
 if __name__ == '__main__':

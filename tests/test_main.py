@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,10 +16,10 @@ from covid3way.scans import nifti
 from covid3way.scans.manifest import read_manifest
 
 
-def command(*arguments, **options):
+def command(*arguments, before=(), **options):
   """Runs the program as a user does."""
   return subprocess.run(
-    [sys.executable, '-m', 'covid3way.main', *arguments],
+    [*before, sys.executable, '-m', 'covid3way.main', *arguments],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -72,8 +71,8 @@ def test_wrong_input_is_one_line_and_a_traceback_only_with_debug(tmp_path):
   assert 'Traceback' in told.stderr and 'the folder is empty' in told.stderr
 
 
-def limit_file_size():
-  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+# No file may grow beyond 20 KiB: a disk that fills up while a file is written.
+FULL_DISK = ('bash', '-c', 'ulimit -f 20 && exec "$@"', 'bash')
 
 
 @pytest.mark.parametrize('job', ['preprocess', 'predict', 'phantom'])
@@ -92,7 +91,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
     f'--config=configs/{job}.py:smoke',
     f'--workdir={tmp_path}',
     *arguments,
-    preexec_fn=limit_file_size,
+    before=FULL_DISK,
     env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
   )
   if job == 'preprocess':  # Two scans, both refused.

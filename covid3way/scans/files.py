@@ -63,7 +63,7 @@ def _remove(path: Path) -> None:
 
 def _refusal(error: BaseException) -> str | None:
   """Why the disk refused, or None if this error is about something else."""
-  if isinstance(error, OSError):
+  if isinstance(error, OSError) and error.errno:
     return _FULL.get(error.errno)
-  # tensorstore and orbax pass the system's words on inside their own errors.
+  # pydicom, tensorstore and orbax keep only the system's words, inside their own.
   return next((r for e, r in _FULL.items() if os.strerror(e) in str(error)), None)

@@ -4,6 +4,16 @@ from ml_collections import ConfigDict
 
 from covid3way.phantom.protocols import PROTOCOLS
 
+# Training in a smoke variant: the same path in seconds.
+SMOKE_TRAINING = {
+  'features': (4, 8, 16),
+  'epochs': 2,
+  'steps_per_epoch': 3,
+  'batch_size': 4,
+  'validation_slices': 8,
+  'validation_share': 0.34,
+}
+
 
 def get_config() -> ConfigDict:
   """All sections; `pick` takes those that a job reads."""

@@ -45,13 +45,6 @@ def get_config(variant: str = ''):
   if variant == 'smoke':
     config.space.shape = (48, 48, 64)
     config.phantom.update(patients=3, matrix=64, anatomy_spacing_mm=5.0)
-    config.training.update(
-      features=(4, 8, 16),
-      epochs=2,
-      steps_per_epoch=3,
-      batch_size=4,
-      validation_slices=8,
-      validation_share=0.5,
-    )
+    config.training.update(default.SMOKE_TRAINING)
     config.held_out_patients = 1
   return config

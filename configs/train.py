@@ -14,12 +14,5 @@ def get_config(variant: str = ''):
   """`configs/train.py:smoke` trains two tiny epochs."""
   config = default.pick('train', variant, 'input', 'training')
   if variant == 'smoke':
-    config.training.update(
-      features=(4, 8, 16),
-      epochs=2,
-      steps_per_epoch=2,
-      batch_size=4,
-      validation_slices=8,
-      validation_share=0.34,
-    )
+    config.training.update(default.SMOKE_TRAINING)
   return config

@@ -41,3 +41,16 @@ def run_job(name: str, workdir: pathlib.Path, **inputs) -> None:
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
   config.update(inputs)
   importlib.import_module(f'covid3way.jobs.{config.job}').run(config, workdir)
+
+
+def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
+  """What a job's smoke variant is given: what the quickstart made."""
+  return {
+    'phantom': {},
+    'preprocess': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
+    'train': {'input': str(quickstart / 'store')},
+    'predict': {
+      'input': str(quickstart / 'held_out.csv'),
+      'model': str(quickstart / 'model'),
+    },
+  }[name]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_job
+from conftest import ROOT, inputs_of, run_job
 from ml_collections import ConfigDict
 
 from configs import default
@@ -39,18 +39,6 @@ def leaves(config: ConfigDict, prefix: str = ''):
       yield from leaves(value, f'{prefix}{field}.')
     else:
       yield f'{prefix}{field}'
-
-
-def inputs_of(name, quickstart):
-  return {
-    'phantom': {},
-    'preprocess': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
-    'train': {'input': str(quickstart / 'store')},
-    'predict': {
-      'input': str(quickstart / 'held_out.csv'),
-      'model': str(quickstart / 'model'),
-    },
-  }[name]
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_job
+from conftest import ROOT, inputs_of, run_job
 
+from configs import train as train_config
 from covid3way.base import ConfigError, Covid3wayError, ModelError, NoLungError
-from covid3way.jobs.batch import SomeScansFailedError
+from covid3way.jobs import train
 from covid3way.scans import nifti
 from covid3way.scans.manifest import read_manifest
 
@@ -100,7 +101,8 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
   else:
     assert 'larger than the system allows' in the_line(done)
   left = [p for p in tmp_path.rglob('*') if p.is_file()]
-  assert {p.name for p in left} <= {'failures.json', 'quantification.csv'}
+  told = {'failures.json', 'quantification.csv', f'{job}.json'}
+  assert {p.name for p in left} <= told
   assert not [p for p in tmp_path.rglob('*') if 'partial' in p.name]
 
 
@@ -187,18 +189,36 @@ def test_a_model_directory_that_is_none_is_a_named_error(damage, quickstart, tmp
     run_job('predict', tmp_path / 'out', input='x', model=str(folder))
 
 
-def test_a_store_of_another_space_is_not_mixed_in(quickstart, tmp_path):
-  shutil.copytree(quickstart / 'store', tmp_path / 'store')
-  with pytest.raises(SomeScansFailedError):
-    run_job('preprocess', tmp_path, input=str(quickstart / 'training.csv'))
-  told = json.loads((tmp_path / 'failures.json').read_text())
-  assert all('config.space.shape' in line for line in told.values())
+@pytest.mark.parametrize(
+  'job,changes,words',
+  [
+    ('phantom', {'phantom': {'seed': 1}}, 'seed'),
+    ('preprocess', {'space': {'shape': (16, 16, 16)}}, 'space'),
+    ('train', {'training': {'epochs': 9}}, 'epochs'),
+    ('predict', {'prediction': {'threshold': 1.5}}, 'threshold'),
+  ],
+)
+def test_a_workdir_of_other_settings_is_not_mixed_in(
+  job, changes, words, quickstart, tmp_path
+):
+  inputs = inputs_of(job, quickstart)
+  run_job(job, tmp_path, **inputs)
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(ConfigError, match=rf'{words}.* another --workdir'):
+    run_job(job, tmp_path, **inputs, **changes)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_model_of_lungs_does_not_predict_infection(quickstart, tmp_path):
+  shutil.copytree(quickstart / 'model', tmp_path / 'model')
+  path = tmp_path / 'model' / 'model.json'
+  path.write_text(path.read_text().replace('"infection"', '"lungs"'))
+  with pytest.raises(ModelError, match='finds lungs'):
+    run_job('predict', tmp_path / 'out', input='x', model=str(tmp_path / 'model'))
 
 
 def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
-  from configs import train
-
-  config = train.get_config('smoke')
+  config = train_config.get_config('smoke')
   config.input = str(quickstart / 'store')
   for field, value, words in (
     ('features', (4, 8, 16, 32, 64, 128), 'multiples of 32'),
@@ -207,7 +227,5 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
   ):
     wrong = config.copy_and_resolve_references()
     wrong.training[field] = value
-    from covid3way.jobs import train as job
-
     with pytest.raises(ConfigError, match=words):
-      job.run(wrong, tmp_path)
+      train.run(wrong, tmp_path)

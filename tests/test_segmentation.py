@@ -49,7 +49,7 @@ def model():
     view: spec.network.init(jax.random.key(i), stacks, train=False)
     for i, view in enumerate(views.NORMAL_AXIS)
   }
-  return Model(spec, variables, {})
+  return Model(spec, variables, sha256='')
 
 
 @pytest.mark.parametrize('view', views.NORMAL_AXIS)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
 from covid3way.base import Scan, Window
@@ -116,6 +117,7 @@ def _draw(
       ha='center',
       va='center',
       fontsize=11,
+      path_effects=[withStroke(linewidth=3, foreground='black')],
     )
   panel.set_axis_off()
 

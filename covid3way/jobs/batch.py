@@ -1,15 +1,36 @@
 """A job over many scans: one broken scan is reported, the rest go on."""
 
+import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
 from covid3way import progress
-from covid3way.base import Covid3wayError
+from covid3way.base import ConfigError, Covid3wayError
 from covid3way.scans.files import write_json
 from covid3way.scans.manifest import ManifestRow
+
+
+def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
+  """Notes the settings a job writes under, so that a later run may go on from there.
+
+  Raises:
+    ConfigError: an earlier run wrote there under others.
+  """
+  path = workdir / f'{job}.json'
+  settings = json.loads(json.dumps(settings))
+  earlier = json.loads(path.read_text()) if path.exists() else settings
+  differ = [k for k in settings | earlier if settings.get(k) != earlier.get(k)]
+  if differ:
+    raise ConfigError(
+      'config',
+      f'{", ".join(differ)} differ from the earlier {job} run in {workdir}',
+      f'choose another --workdir, or remove what that run wrote and {path.name}',
+    )
+  write_json(path, settings)
 
 
 class SomeScansFailedError(Exception):

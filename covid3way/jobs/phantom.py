@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Grid
+from covid3way.jobs.batch import claim
 from covid3way.phantom.acquire import acquire
 from covid3way.phantom.cohort import Member, draw_cohort
 from covid3way.phantom.patient import make_patient
@@ -31,6 +32,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     raise ConfigError(
       'config.phantom.patients', f'{settings.patients}', 'use 1 or more'
     )
+  seeded = {k: v for k, v in settings.to_dict().items() if k != 'processes'}
+  claim(workdir, 'phantom', seeded)
   members = draw_cohort(settings.seed, settings.patients)
   todo = [m for m in members if not (workdir / m.patient_id).exists()]
   plain = settings.matrix, settings.anatomy_spacing_mm

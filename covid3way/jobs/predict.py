@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from covid3way.base import ConfigError, Scan
+from covid3way.base import ConfigError, ModelError, Scan
 from covid3way.evaluation import figures
-from covid3way.jobs.batch import for_each_scan
+from covid3way.jobs.batch import claim, for_each_scan
 from covid3way.jobs.preprocess import read_and_cast, required
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
@@ -52,7 +52,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
       'config.prediction.threshold', f'{config.prediction.threshold}', 'use 0 to 3'
     )
   model = checkpoints.read_model(Path(required(config, 'model')))
+  if model.spec.target != 'infection':
+    raise ModelError(config.model, f'it finds {model.spec.target}', 'give another')
   rows = source.resolve(Path(required(config, 'input')))
+  settings = {
+    'model_sha256': model.sha256,
+    'window': config.window.to_dict(),
+    'threshold': config.prediction.threshold,
+    'keep_views': config.prediction.keep_views,
+  }
+  claim(workdir, 'predict', settings)
   try:
     for_each_scan(
       rows,
@@ -105,7 +114,7 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
       infection,
       lungs,
       standard.window,
-      f'{scan.scan_id}: {numbers["infected_percent"]:.1f} % of the lung infected',
+      f'{scan.scan_id}: {numbers["infected_percent"]:.2f} % of the lung infected',
     )
     write_json(
       folder / 'quantification.json',
@@ -132,6 +141,7 @@ def _report(
     'warnings': facts['warnings'],
     'model': {
       **dataclasses.asdict(model.spec),
+      'sha256': model.sha256,
       'views': list(model.variables),
       'threshold': threshold,
     },

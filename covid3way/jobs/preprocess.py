@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Scan
-from covid3way.jobs.batch import for_each_scan
+from covid3way.jobs.batch import claim, for_each_scan
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
@@ -20,6 +20,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
   """Reads `config.input`; writes `store/<scan_id>.zarr` per scan under the workdir."""
   rows = source.resolve(Path(required(config, 'input')))
   folder = workdir / 'store'
+  settings = {'space': config.space.to_dict(), 'window': config.window.to_dict()}
+  claim(workdir, 'preprocess', settings)
   for_each_scan(
     rows, lambda row: _store_scan(row, config, folder), what='cast', workdir=workdir
   )
@@ -38,11 +40,10 @@ def required(config: ConfigDict, field: str) -> str:
 
 
 def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:
-  space = spaces.StandardSpace(tuple(config.space.shape))
   path = store.group_path(folder, row.scan_id)
   if path.exists():
-    _check_same_space(path, space)
     return
+  space = spaces.StandardSpace(tuple(config.space.shape))
   scan, _, standard = read_and_cast(row, space, config.window)
   volumes = {'signal': standard.signal, 'lungs': standard.lungs}
   if row.infection_mask:
@@ -57,16 +58,6 @@ def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:
     'provenance': dict(scan.provenance),
   }
   store.write_group(path, volumes, attributes)
-
-
-def _check_same_space(path: Path, space: spaces.StandardSpace) -> None:
-  shape = store.open_group(path).shape
-  if shape != space.shape:
-    raise ConfigError(
-      'config.space.shape',
-      f'{space.shape}, but {path} was cast to {shape}',
-      'choose another --workdir or remove that store',
-    )
 
 
 def read_and_cast(

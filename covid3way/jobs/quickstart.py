@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError, Window
 from covid3way.evaluation import figures
-from covid3way.evaluation.metrics import dice
+from covid3way.evaluation.metrics import dice, recall
 from covid3way.jobs import phantom, predict, preprocess, train
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
@@ -97,6 +97,7 @@ def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[st
     'stage': row.stage,
     'scanner': row.scanner,
     'dice': dice(reference, infection),
+    'recall': recall(reference, infection),
     'dice_per_view': {
       view: dice(reference, read(folder / f'probability_{view}.nii.gz') > 0.5)
       for view in views
@@ -112,8 +113,8 @@ def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[st
       lungs,
       Window(**report['window']),
       f'{row.scan_id} ({row.stage}): Dice {result["dice"]:.2f}, '
-      f'infected {report["infected_percent"]:.1f} %, '
-      f'truly {true["infected_percent"]:.1f} %',
+      f'infected {report["infected_percent"]:.2f} %, '
+      f'truly {true["infected_percent"]:.2f} %',
       reference=reference,
     )
   return result

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
+from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import required
 from covid3way.scans import store
 from covid3way.scans.store import StoredScan
@@ -31,6 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tuple(settings.features),
   )
   _check(spec, settings)
+  claim(workdir, 'train', {'input': config.input, **settings.to_dict()})
   training, validation = _split(scans, settings)
   progress.say(f'{len(training)} scans to train on, {len(validation)} to validate')
   variables, figures = {}, {}

@@ -5,6 +5,7 @@ versions, training figures) and one orbax checkpoint of weights per view.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from importlib import metadata
@@ -65,11 +66,17 @@ class ModelSpec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A model in memory: its spec and, per view, `params` and `batch_stats`."""
+  """A model in memory.
+
+  Attributes:
+    spec: of the networks.
+    variables: `params` and `batch_stats` per view.
+    sha256: of its `model.json`, which names the training it came from.
+  """
 
   spec: ModelSpec
   variables: Mapping[str, Any]
-  versions: Mapping[str, str]
+  sha256: str
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +139,8 @@ def read_model(folder: Path) -> Model:
   """
   remedy = 'give --config.model a folder that the train or quickstart job wrote'
   try:
-    content = json.loads((folder / 'model.json').read_text())
+    text = (folder / 'model.json').read_text()
+    content = json.loads(text)
     if content['format'] != FORMAT:
       raise ModelError(str(folder), f'format {content["format"]}', remedy)
     spec = ModelSpec(
@@ -148,4 +156,4 @@ def read_model(folder: Path) -> Model:
   except (OSError, ValueError, KeyError, TypeError) as error:
     found = f'not a model directory, or a damaged one ({type(error).__name__})'
     raise ModelError(str(folder), found, remedy) from error
-  return Model(spec, variables, content['versions'])
+  return Model(spec, variables, hashlib.sha256(text.encode()).hexdigest())

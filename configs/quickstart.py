@@ -38,6 +38,7 @@ def get_config(variant: str = ''):
     batch_size=8,
     learning_rate=4e-3,
     foreground_share=0.9,
+    class_weights=(1.0, 10.0),
     validation_slices=64,
     validation_share=0.12,
   )

@@ -32,6 +32,9 @@ class Recorder:
 
   __getitem__ = __getattr__
 
+  def to_dict(self):
+    return self._config.to_dict()  # Settings are noted as a whole: not a use.
+
 
 def leaves(config: ConfigDict, prefix: str = ''):
   for field, value in config.items():

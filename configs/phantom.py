@@ -2,6 +2,9 @@
 
   python -m covid3way.main --config=configs/phantom.py --workdir=runs/phantom
 
+Two patients of the default size took 64 s and 3.1 GiB on 2 cores; the 40 of the default
+were not timed.
+
 No real scan may be shipped, so this is what the tests and the quickstart work on.
 """
 

@@ -3,7 +3,8 @@
   python -m covid3way.main --config=configs/train.py --workdir=runs/model \
     --config.input=runs/cohort/store
 
-Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
+The defaults are meant for accelerators and were not timed; the quickstart's diff trains
+on 2 cores in minutes. Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
 from which an interrupted training goes on.
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method on a phantom cohort, set-up included. Further flags are passed on:
-#   ./launch/quickstart.sh            about 8 minutes on 2 cores
-#   ./launch/quickstart.sh :smoke     the same, tiny, in about a minute
+#   ./launch/quickstart.sh            8 minutes on 2 cores, the first set-up included
+#   ./launch/quickstart.sh :smoke     the same, tiny, in a minute
 set -euo pipefail
 variant=""
 if [[ "${1:-}" == :* ]]; then variant="$1"; shift; fi

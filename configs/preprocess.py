@@ -4,7 +4,8 @@
     --config.input=MANIFEST.csv
 
 Writes `store/<scan_id>.zarr` per scan. Two scans of 512 x 512 pixels with their masks
-took 60 s and 4.7 GiB on 2 cores, at 512 x 512 x 512 voxels. A second run skips what is finished.
+took 60 s and 4.7 GiB on 2 cores, at 512 x 512 x 512 voxels. A second run skips what is
+finished.
 """
 
 from configs import default

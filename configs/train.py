@@ -4,7 +4,9 @@
     --config.input=runs/cohort/store
 
 The defaults are meant for accelerators and were not timed; the quickstart's diff trains
-on 2 cores in minutes. Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
+on 2 cores in minutes.
+
+Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
 from which an interrupted training goes on.
 """
 

@@ -46,8 +46,9 @@ def main(_: list[str]) -> None:
   """Runs the config's job."""
   from covid3way.jobs.batch import SomeScansFailedError
 
-  # Libraries log through absl too, and far more than a user wants to read.
-  logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.ERROR)
+  # Libraries log through absl far more than a user wants to read, and repeat as
+  # tracebacks the errors that are told below.
+  logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.FATAL)
   config = _CONFIG.value
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:

@@ -3,7 +3,9 @@
 import csv
 import importlib
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, inputs_of, run_job
@@ -154,3 +156,18 @@ def test_model_directory_keeps_its_space_and_three_networks(quickstart):
   kernels = [v['params']['Conv_0']['kernel'] for v in model.variables.values()]
   assert not np.array_equal(kernels[0], kernels[1])
   assert not np.array_equal(kernels[1], kernels[2])
+
+
+def test_an_interrupted_training_goes_on_and_ends_the_same(quickstart, tmp_path):
+  inputs = inputs_of('train', quickstart)
+  run_job('train', tmp_path, **inputs)
+  first = read_model(tmp_path / 'model')
+  kept = (tmp_path / 'training' / 'xy' / 'epoch-2').stat().st_mtime_ns
+  for part in ('model', 'training/yz'):  # As if stopped before the second view.
+    shutil.rmtree(tmp_path / part)
+  run_job('train', tmp_path, **inputs)
+  again = read_model(tmp_path / 'model')
+  assert (tmp_path / 'training' / 'xy' / 'epoch-2').stat().st_mtime_ns == kept
+  lines = (tmp_path / 'training' / 'xy' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['epoch'] for line in lines] == [1, 2]
+  jax.tree.map(np.testing.assert_array_equal, first.variables, again.variables)

@@ -16,6 +16,7 @@ from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import required
 from covid3way.scans import store
+from covid3way.scans.files import storing
 from covid3way.scans.store import StoredScan
 from covid3way.training import checkpoints, loop, pipeline, views
 from covid3way.training.checkpoints import ModelSpec
@@ -163,9 +164,10 @@ def _train_view(
     on_devices=jax.devices(),
     what=f'view {view}',
   ):
-    checkpoints.save_epoch(folder, epoch.epoch, state)
-    with log.open('a') as lines:
-      lines.write(json.dumps(dataclasses.asdict(epoch)) + '\n')
+    with storing(folder):
+      checkpoints.save_epoch(folder, epoch.epoch, state)
+      with log.open('a') as lines:
+        lines.write(json.dumps(dataclasses.asdict(epoch)) + '\n')
     progress.say(
       f'view {view}, epoch {epoch.epoch}/{settings.epochs}: loss {epoch.loss:.4f}, '
       f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}'

@@ -21,6 +21,22 @@ _FULL = {
 
 
 @contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+  """Tells a disk's refusal to write under `path` from all other errors.
+
+  Raises:
+    StorageError: the disk refused a write.
+  """
+  try:
+    yield
+  except Exception as error:
+    if reason := _refusal(error):
+      remedy = 'free space or choose another --workdir, then run the same command again'
+      raise StorageError(str(path), reason, remedy) from error
+    raise
+
+
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
   """Gives a name to write a file or folder under; renames it when the block is done.
 
@@ -30,16 +46,14 @@ def whole(path: Path) -> Iterator[Path]:
     StorageError: the disk refused a write.
   """
   aside = path.with_name(f'.{os.getpid()}.partial.{path.name}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield aside
-    _replace(aside, path)
-  except BaseException as error:
-    _remove(aside)
-    if reason := _refusal(error):
-      remedy = 'free space or choose another --workdir, then run the same command again'
-      raise StorageError(str(path), reason, remedy) from error
-    raise
+  with storing(path):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      yield aside
+      _replace(aside, path)
+    except BaseException:
+      _remove(aside)
+      raise
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

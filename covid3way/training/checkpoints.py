@@ -7,6 +7,7 @@ versions, training figures) and one orbax checkpoint of weights per view.
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -85,25 +86,38 @@ def versions() -> dict[str, str]:
 
 
 def save_epoch(folder: Path, epoch: int, state: Any) -> None:
-  """Keeps the state after an epoch, and no earlier one."""
-  with _manager(folder) as manager:
-    manager.save(epoch, args=ocp.args.StandardSave(state))
+  """Keeps the state after an epoch, whole, and then no earlier one."""
+  earlier = _epochs(folder)
+  with whole(folder / f'epoch-{epoch}') as aside:
+    _save(aside / 'state', state)
+  for path in earlier.values():
+    shutil.rmtree(path)
 
 
 def restore_epoch(folder: Path, state: Any) -> tuple[int, Any]:
   """The last epoch kept and its state; 0 and the given state when there is none."""
-  with _manager(folder) as manager:
-    epoch = manager.latest_step()
-    if epoch is None:
-      return 0, state
-    return epoch, manager.restore(epoch, args=ocp.args.StandardRestore(state))
+  kept = _epochs(folder)
+  if not kept:
+    return 0, state
+  epoch = max(kept)
+  return epoch, _restore(kept[epoch] / 'state', state)
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=1, create=True, enable_async_checkpointing=False
-  )
-  return ocp.CheckpointManager(folder.absolute(), options=options)
+def _save(path: Path, tree: Any) -> None:
+  # Not asynchronous: an error has to surface here, where it can be told.
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
+
+
+def _restore(path: Path, template: Any) -> Any:
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(
+      path.absolute(), args=ocp.args.StandardRestore(template)
+    )
+
+
+def _epochs(folder: Path) -> dict[int, Path]:
+  return {int(p.name.removeprefix('epoch-')): p for p in folder.glob('epoch-*')}
 
 
 def write_model(
@@ -118,9 +132,8 @@ def write_model(
     figures: what training gave per view, JSON values.
   """
   with whole(folder) as aside:
-    with ocp.StandardCheckpointer() as checkpointer:
-      for view, tree in variables.items():
-        checkpointer.save((aside / view).absolute(), tree)
+    for view, tree in variables.items():
+      _save(aside / view, tree)
     content = {
       'format': FORMAT,
       **dataclasses.asdict(spec),
@@ -147,12 +160,8 @@ def read_model(folder: Path) -> Model:
       content['target'],
       *(tuple(content[k]) for k in ('space_shape', 'offsets_mm', 'features')),
     )
-    with ocp.StandardCheckpointer() as checkpointer:
-      template = spec.template()
-      variables = {
-        view: checkpointer.restore((folder / view).absolute(), template)
-        for view in content['views']
-      }
+    template = spec.template()
+    variables = {view: _restore(folder / view, template) for view in content['views']}
   except (OSError, ValueError, KeyError, TypeError) as error:
     found = f'not a model directory, or a damaged one ({type(error).__name__})'
     raise ModelError(str(folder), found, remedy) from error

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 AIR_HU = -1024.0
+LEFT, RIGHT = 1, 2  # Labels of lung masks.
 
 
 class Covid3wayError(Exception):

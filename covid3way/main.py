@@ -7,6 +7,7 @@ wrong use or wrong input, told in one line.
 """
 
 import importlib
+import os
 import pathlib
 import re
 import sys
@@ -60,9 +61,10 @@ def main(_: list[str]) -> None:
 
 
 def end(message: str, *, code: int = 2) -> None:
-  """Ends the program with one line."""
-  print(f'covid3way: {message}', file=sys.stderr)
-  sys.exit(code)
+  """Ends the program with one line, and nothing after it."""
+  print(f'covid3way: {message}', file=sys.stderr, flush=True)
+  # At exit, threads of libraries would still tell of the error in their own words.
+  os._exit(code)
 
 
 def _one_line(error: Exception) -> str:

@@ -34,6 +34,7 @@ def the_line(done, *, noisy=False):
   assert noisy or 'Traceback' not in done.stderr
   told = [x for x in done.stderr.splitlines() if x.startswith('covid3way: ')]
   assert len(told) == 1, done.stderr
+  assert told == done.stderr.splitlines()[-1:], done.stderr
   return told[0]
 
 
@@ -100,7 +101,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
     assert done.returncode == 1, done.stderr
     assert len(json.loads((tmp_path / 'failures.json').read_text())) == 2
   else:
-    # Orbax's threads print tracebacks of their own around our line.
+    # Orbax's threads print tracebacks of their own before our line.
     noisy = job == 'train'
     assert 'larger than the system allows' in the_line(done, noisy=noisy)
   left = [p for p in tmp_path.rglob('*') if p.is_file()]

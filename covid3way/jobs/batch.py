@@ -1,4 +1,4 @@
-"""A job over many scans: one broken scan is reported, the rest go on."""
+"""What jobs share: required inputs, a workdir's settings, work over many scans."""
 
 import json
 import traceback
@@ -7,11 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
 from covid3way.scans.files import write_json
 from covid3way.scans.manifest import ManifestRow
+
+
+def required(config: ConfigDict, field: str) -> str:
+  """A config field that the user has to give.
+
+  Raises:
+    ConfigError: it is empty.
+  """
+  if not config[field]:
+    raise ConfigError(f'config.{field}', 'not given', f'add --config.{field}=...')
+  return config[field]
 
 
 def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, ModelError, Scan
 from covid3way.evaluation import figures
-from covid3way.jobs.batch import claim, for_each_scan
-from covid3way.jobs.preprocess import read_and_cast, required
+from covid3way.jobs.batch import claim, for_each_scan, required
+from covid3way.jobs.preprocess import read_and_cast
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
 from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation.quantify import quantify
-from covid3way.segmentation.three_way import aggregate, probability_map
+from covid3way.segmentation.three_way import LEVELS, aggregate, probability_map
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan
 from covid3way.training import checkpoints
@@ -102,7 +102,7 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
     }
     if config.prediction.keep_views:
       for view, each in maps.items():
-        share = each / np.float32(255)
+        share = each / np.float32(LEVELS)
         volumes[f'probability_{view}'] = _on_own_grid(share, standard, lungs)
     for name, volume in volumes.items():
       nifti.write_volume(

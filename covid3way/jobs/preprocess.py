@@ -6,8 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from covid3way import progress
-from covid3way.base import ConfigError, Scan
-from covid3way.jobs.batch import claim, for_each_scan
+from covid3way.base import Scan
+from covid3way.jobs.batch import claim, for_each_scan, required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
@@ -26,17 +26,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     rows, lambda row: _store_scan(row, config, folder), what='cast', workdir=workdir
   )
   progress.say(f'{len(rows)} scans in standard space under {folder}')
-
-
-def required(config: ConfigDict, field: str) -> str:
-  """A config field that the user has to give.
-
-  Raises:
-    ConfigError: it is empty.
-  """
-  if not config[field]:
-    raise ConfigError(f'config.{field}', 'not given', f'add --config.{field}=...')
-  return config[field]
 
 
 def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs.batch import claim
-from covid3way.jobs.preprocess import required
+from covid3way.jobs.batch import claim, required
 from covid3way.scans import store
 from covid3way.scans.files import storing
 from covid3way.scans.store import StoredScan

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-LEFT, RIGHT = 1, 2
+from covid3way.base import LEFT, RIGHT
 
 
 def thirds(lungs: np.ndarray) -> dict[str, slice]:

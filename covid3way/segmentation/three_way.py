@@ -1,5 +1,6 @@
 """Three probability maps and their aggregation (paper, Section III-D, Eq. (6))."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -13,16 +14,15 @@ from covid3way.training.checkpoints import Model
 LEVELS = 255  # A probability p is kept as round(255 p), uint8.
 
 
-def make_predict(network, view: str):
-  """A jitted (variables, signal (x, y, z), indices (b, d)) -> uint8 (b, h, w)."""
+@functools.partial(jax.jit, static_argnames=('network', 'view'))
+def predict_slices(network, view: str, variables, signal, indices) -> jax.Array:
+  """Signal (x, y, z) and slices (b, d) of each stack -> uint8 (b, h, w).
 
-  @jax.jit
-  def predict(variables, signal, indices):
-    stacks = views.gather(signal, indices, view).astype(jnp.float32)
-    logits = network.apply(variables, stacks, train=False)
-    return jnp.round(jax.nn.softmax(logits)[..., 1] * LEVELS).astype(jnp.uint8)
-
-  return predict
+  One compilation serves all scans of a standard space.
+  """
+  stacks = views.gather(signal, indices, view).astype(jnp.float32)
+  logits = network.apply(variables, stacks, train=False)
+  return jnp.round(jax.nn.softmax(logits)[..., 1] * LEVELS).astype(jnp.uint8)
 
 
 def probability_map(
@@ -47,14 +47,15 @@ def probability_map(
   wanted = np.flatnonzero(crossing)
   result = np.zeros(signal.shape, np.uint8)
   slices = np.moveaxis(result, axis, 0)
-  predict = make_predict(model.spec.network, view)
+  network, variables = model.spec.network, model.variables[view]
   starts = range(0, len(wanted), batch_size)
   for start in progress.track(starts, what=f'view {view}'):
     indices = wanted[start : start + batch_size]
     # The last batch is filled up with its last slice: one shape, one compilation.
     full = np.pad(indices, (0, batch_size - len(indices)), mode='edge')
     stacks = views.stack_indices(full, model.spec.offsets_voxels(view), len(crossing))
-    slices[indices] = predict(model.variables[view], signal, stacks)[: len(indices)]
+    computed = predict_slices(network, view, variables, signal, stacks)
+    slices[indices] = computed[: len(indices)]
   return result
 
 

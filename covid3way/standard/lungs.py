@@ -10,10 +10,9 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
-from covid3way.base import NoLungError, ScanWarning, WarningKind
+from covid3way.base import LEFT, RIGHT, NoLungError, ScanWarning, WarningKind
 from covid3way.standard import morphology
 
-LEFT, RIGHT = 1, 2
 MIN_ML, MAX_ML = 100.0, 12_000.0
 
 _COARSE_MM = 2.0

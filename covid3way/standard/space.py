@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from covid3way.base import AIR_HU, Window
+from covid3way.base import AIR_HU, LEFT, RIGHT, Window
 from covid3way.standard import resample
 
 EXTENT_MM = (334.0, 334.0, 512.0)
@@ -143,8 +143,10 @@ def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') uint8 with the same labels.
   """
-  left, right = (_cast_linear(lungs == side, placement) for side in (1, 2))
-  return np.where(left + right > 0.5, np.where(left > right, 1, 2), 0).astype(np.uint8)
+  left, right = (_cast_linear(lungs == side, placement) for side in (LEFT, RIGHT))
+  return np.where(left + right > 0.5, np.where(left > right, LEFT, RIGHT), 0).astype(
+    np.uint8
+  )
 
 
 def _cast_linear(mask: np.ndarray, placement: Placement) -> np.ndarray:

@@ -81,6 +81,18 @@ class ModelError(Covid3wayError):
   """A model directory that is damaged, foreign or incomplete."""
 
 
+class ParameterError(Covid3wayError):
+  """A parameter W of the simulator that is not finite or outside its bounds."""
+
+
+class SerialError(Covid3wayError):
+  """Serial scans that no progression can be fitted to: days, masks or voxel counts."""
+
+
+class LeakError(Covid3wayError):
+  """Scans of one patient, real or simulated, that would end on both sides of a split."""
+
+
 class StorageError(Covid3wayError):
   """The disk refused a write."""
 

@@ -10,6 +10,7 @@ ORDER = (
   'progress',
   'scans',
   'standard',
+  'simulator',
   'phantom',
   'networks',
   'training',
@@ -19,7 +20,7 @@ ORDER = (
   'main',
 )
 # Pure rooms: no disk, no clock, so nothing of the rooms that have them.
-PURE = ('standard', 'phantom', 'networks')
+PURE = ('standard', 'simulator', 'phantom', 'networks')
 WORLD = ('scans', 'progress', 'training')
 WORLD_MODULES = {'pathlib', 'os', 'time', 'datetime', 'shutil', 'tempfile', 'random'}
 

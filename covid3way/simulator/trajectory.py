@@ -1,0 +1,243 @@
+"""T(W) = (T_S, T_M) on a volume, and the one time loop."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covid3way.simulator import blocks as tiles
+from covid3way.simulator import law as laws
+from covid3way.simulator import noise, spread
+from covid3way.simulator.blocks import EDGE, Blocks
+from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.state import Anatomy, Settings, State
+
+_DRAWS = 1024  # Places tried for satellites in one transition.
+_SMALL = 512  # Slots up to which their number doubles.
+_SLACK = 8  # A transition may add one block per so many slots.
+
+
+def run(
+  key: jax.Array,
+  state: State,
+  w: Parameters,
+  anatomy: Anatomy,
+  settings: Settings,
+  *,
+  steps: int,
+  start: int = 0,
+) -> State:
+  """Y after `steps` transitions.
+
+  Args:
+    key: the same key gives the same bits.
+    state: Y before.
+    w: parameters, scalars.
+    anatomy: of the volume.
+    settings: law and morphology.
+    steps: transitions; 100 are a day.
+    start: number of the first one: going on from a kept state with the same key gives
+      what one run over all of them gives.
+  """
+  return observe(key, state, w, anatomy, settings, steps=steps, start=start)[0]
+
+
+def observe(
+  key: jax.Array,
+  state: State,
+  w: Parameters,
+  anatomy: Anatomy,
+  settings: Settings,
+  *,
+  steps: int,
+  start: int = 0,
+  what: Callable[[jax.Array, jax.Array], Any] | None = None,
+) -> tuple[State, Any]:
+  """`run`, with the same arguments, that also watches every transition.
+
+  Args:
+    key, state, w, anatomy, settings, steps, start: see `run`.
+    what: (signal, infection) of the active blocks, (n, 8, 8, 8) each, after a
+      transition -> a pytree of arrays: counts, histograms.
+
+  Returns:
+    Y, and the observations, (steps, ...) each.
+  """
+  needed = int(_count_needed(state.infection))
+  seen, reached = [], start
+  while not seen or reached < start + steps:
+    begun, capacity = reached, _capacity(needed)
+    state, reached, part = advance(
+      key, state, w, anatomy, settings, begun, start + steps,
+      capacity=capacity, what=what, length=steps if what else 0,
+    )  # fmt: skip
+    reached, needed = int(reached), capacity + 1
+    seen.append(jax.tree.map(lambda a, n=reached - begun: np.asarray(a[:n]), part))
+  return state, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+
+
+@functools.partial(jax.jit, static_argnames=('settings', 'capacity', 'what', 'length'))
+def advance(
+  key: jax.Array,
+  state: State,
+  w: Parameters,
+  anatomy: Anatomy,
+  settings: Settings,
+  start: jax.typing.ArrayLike,
+  stop: jax.typing.ArrayLike,
+  *,
+  capacity: int,
+  what: Callable | None = None,
+  length: int = 0,
+) -> tuple[State, jax.Array, Any]:
+  """Transitions `start` to `stop`, as many as fit in `capacity` blocks. `vmap`-able.
+
+  Returns:
+    Y, the transition reached (less than `stop` when the blocks ran out), and the
+    observations in a buffer of `length`.
+  """
+  held, fits = tiles.pack(state, anatomy, capacity)
+  share = jnp.mean(anatomy.susceptible, dtype=jnp.float32)
+  most = max(capacity // _SLACK, 8)
+  watched = jax.eval_shape(what, held.signal, held.infection) if what else None
+  seen = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), watched)
+
+  def going(carry):
+    _, t, fits, _ = carry
+    return fits & (t < stop)
+
+  def body(carry):
+    held, t, _, seen = carry
+    here = jax.random.fold_in(key, t)
+    seeds = _satellites(here, held, w, anatomy, settings, share)
+    needed = tiles.needed_by(held) | _blocks_of(seeds, held.grid)
+    held, fits = tiles.activate(held, needed, state, anatomy, most)
+    held = jax.lax.cond(
+      fits,
+      lambda held: transition(here, held, w, anatomy.spacing_mm, settings, seeds),
+      lambda held: held,
+      held,
+    )
+    if what:
+      now = what(held.signal, held.infection)
+      seen = jax.tree.map(lambda s, o: s.at[t - start].set(o, mode='drop'), seen, now)
+    return held, t + fits, fits, seen
+
+  carry = held, jnp.int32(start), fits, seen
+  held, reached, _, seen = jax.lax.while_loop(going, body, carry)
+  return tiles.unpack(held, state), reached, seen
+
+
+def transition(
+  key: jax.Array,
+  held: Blocks,
+  w: Parameters,
+  spacing_mm: tuple[float, float, float],
+  settings: Settings,
+  seeds: jax.Array | None = None,
+) -> Blocks:
+  """T(W) on active blocks: births, then the voxels that were infected before.
+
+  "the signal intensities for normal voxels are invariant during the transition" (paper,
+  Section III-C): what is neither infected nor born keeps its bits.
+
+  Args:
+    key: of this transition.
+    held: active blocks; those that an infected voxel touches are among them.
+    w: parameters.
+    spacing_mm: of the voxels.
+    settings: law and morphology.
+    seeds: (m, 3) voxels where satellites are born; beyond the volume: none.
+  """
+  law, before = settings.law, held.signal
+  normal_key, uniform_key = jax.random.split(key)
+  pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
+  z = noise.normal(normal_key, held.number, held.grid, pitch)
+  # One draw serves both: a voxel is either infected (may convert) or not (be born).
+  u = noise.uniform(uniform_key, held.number)
+  ggo = held.infection & (before < laws.STAGE)
+
+  born = u < _births(held, ggo, w, settings)
+  if seeds is not None:
+    born |= _at(seeds, held) & ~held.infection
+
+  proposed = laws.propose(before, z, w, law)
+  passes = u < _conversion(held, proposed, w, settings)
+  after = laws.settle(before, proposed, passes)
+  signal = jnp.where(held.infection, after, jnp.where(born, laws.NEWBORN, before))
+  infection = jnp.where(held.infection, laws.survives(after), born)
+  return held.replace(signal=signal.astype(jnp.float32), infection=infection)
+
+
+def _births(held: Blocks, ggo: jax.Array, w: Parameters, settings: Settings):
+  """Chance of every voxel to be born beside ground glass, (n, 8, 8, 8)."""
+  neighbours = tiles.neighbourhood(held, ggo)
+  weight = held.weight * spread.crowding(neighbours, settings.clustering)
+  weight = jnp.where(held.infection, 0, weight)
+  expected = w.growth * ggo.sum() * (1 - settings.seeding)
+  return spread.chances(weight, expected)
+
+
+def _conversion(held: Blocks, proposed: jax.Array, w: Parameters, settings: Settings):
+  """Chance to pass 0, with mean `conversion` over the voxels that reach it."""
+  if not settings.consolidation_clustering:
+    return w.conversion
+  reaching = held.infection & laws.reaches(held.signal, proposed)
+  consolidated = held.infection & (held.signal >= laws.STAGE)
+  neighbours = tiles.neighbourhood(held, consolidated)
+  power = settings.consolidation_clustering
+  weight = jnp.where(reaching, spread.attraction(neighbours, power), 0)
+  return spread.chances(weight, w.conversion * reaching.sum())
+
+
+def _satellites(key, held, w, anatomy, settings, share) -> jax.Array | None:
+  """(m, 3) voxels anywhere in the susceptible lung, `seeding` of all births expected.
+
+  At most `_DRAWS` times the susceptible share of the volume are born at once.
+  """
+  if not settings.seeding:
+    return None
+  ggo = (held.infection & (held.signal < laws.STAGE)).sum()
+  place_key, chance_key = jax.random.split(jax.random.fold_in(key, 1))
+  shape = jnp.array(anatomy.susceptible.shape)
+  at = jax.random.randint(place_key, (_DRAWS, 3), 0, shape)
+  where = tuple(at.T)
+  weight = anatomy.susceptible[where].astype(jnp.float32)
+  if anatomy.prior is not None:
+    weight *= anatomy.prior[where]
+  chance = w.growth * ggo * settings.seeding / (_DRAWS * jnp.maximum(share, 1e-9))
+  chosen = jax.random.uniform(chance_key, (_DRAWS,)) < chance * weight
+  return jnp.where(chosen[:, None], at, shape)
+
+
+def _blocks_of(seeds: jax.Array | None, grid: tuple[int, int, int]) -> jax.Array:
+  """(grid blocks,) bool: where satellites are born."""
+  needed = jnp.zeros(grid, bool)
+  if seeds is not None:
+    needed = needed.at[tuple((seeds // EDGE).T)].set(True, mode='drop')
+  return needed.ravel()
+
+
+def _at(seeds: jax.Array, held: Blocks) -> jax.Array:
+  """(n, 8, 8, 8) bool: the voxels of (m, 3)."""
+  _, gy, gz = held.grid
+  x, y, z = seeds.T // EDGE
+  number = jnp.minimum((x * gy + y) * gz + z, len(held.slot) - 1)
+  mask = jnp.zeros_like(held.infection)
+  return mask.at[held.slot[number], *(seeds.T % EDGE)].set(True, mode='drop')
+
+
+@jax.jit
+def _count_needed(infection: jax.Array) -> jax.Array:
+  return tiles.needed_for(infection).sum()
+
+
+def _capacity(needed: int) -> int:
+  """Slots for so many blocks: room to grow, few sizes to compile for."""
+  size = 1.15 * needed
+  if size <= _SMALL:  # Where slots cost little and compiling costs most.
+    return 1 << max(int(np.ceil(np.log2(max(size, 1)))), 6)
+  return int(_SMALL * 1.25 ** np.ceil(np.log(size / _SMALL) / np.log(1.25)))

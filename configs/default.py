@@ -1,8 +1,10 @@
 """Every field there is, with its default and meaning. Job configs are short diffs."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from covid3way.phantom.protocols import PROTOCOLS
+from covid3way.simulator.parameters import BOUNDS
 
 # Training in a smoke variant: the same path in seconds.
 SMOKE_TRAINING = {
@@ -19,6 +21,7 @@ def get_config() -> ConfigDict:
   """All sections; `pick` takes those that a job reads."""
   config = ConfigDict()
   config.input = ''  # DICOM folder, zip, NIfTI file or manifest CSV; or a store.
+  config.infection_mask = ''  # NIfTI file of the input, for simulate.
   config.model = ''  # A model directory, as train and quickstart write it.
 
   # Standard space: 334 x 334 x 512 mm in this many voxels.
@@ -34,10 +37,48 @@ def get_config() -> ConfigDict:
   # Phantom cohort.
   config.phantom = ConfigDict()
   config.phantom.patients = 40
+  config.phantom.time_points = (1, 5)  # Fewest and most scans of a patient.
   config.phantom.seed = 0
   config.phantom.matrix = 512  # Pixels per side of an axial slice.
   config.phantom.anatomy_spacing_mm = 1.0  # Grid on which anatomy is drawn.
   config.phantom.processes = 2  # Patients made at once; a full-size one takes 5 GiB.
+
+  # The progression simulator: its law, and its morphology, of which nothing is fitted.
+  config.simulator = ConfigDict()
+  config.simulator.law = 'covid3way.simulator.law.LAW'  # Or a study's own.
+  # Power of the share of neighbours by which ground glass grows: 0 wide, 3 compact.
+  config.simulator.clustering = 1.0
+  config.simulator.consolidation_clustering = 0.0  # The same of consolidation.
+  config.simulator.seeding = 0.0  # Share of births anywhere in the lung: satellites.
+  config.simulator.noise_mm = 0.0  # Correlation length of the noise; 0 is white.
+
+  # Fit of the law to pairs of scans.
+  config.fit = ConfigDict()
+  config.fit.iterations = 60  # At most, in each of its two phases.
+  config.fit.restarts = 1  # Random starts beside the law's defaults.
+  # A phase ends when so many iterations together improve it by less than this.
+  config.fit.patience = 5
+  config.fit.tolerance = 1e-3
+  config.fit.seed = 0  # Of the random starts.
+
+  # Augmentation.
+  config.augmentation = ConfigDict()
+  config.augmentation.ratio = 2.0  # Simulated scans kept per scan; 2 is 200 %.
+  config.augmentation.steps = 200  # Transitions simulated; 100 are a day.
+  # Where a pair's law runs on from: its 'later' scan (paper) or its 'earlier' one.
+  config.augmentation.begin = 'later'
+  config.augmentation.seed = 0
+
+  # The course of one scan.
+  config.simulation = ConfigDict()
+  config.simulation.days = 3.0
+  config.simulation.every_days = 1.0  # Between outputs; the last day is one, too.
+  config.simulation.frames = 40  # Of the animation.
+  config.simulation.seed = 0
+  config.simulation.fit = ''  # `fits/<patient>.json` to take W from; '': the law's own.
+  config.simulation.pair = -1  # Which of its pairs; -1 is the last.
+  # What is given here replaces single values of W.
+  config.simulation.W = {name: placeholder(float) for name in BOUNDS}
 
   # Training; the paper's own settings where it gives them.
   config.training = ConfigDict()
@@ -57,6 +98,7 @@ def get_config() -> ConfigDict:
   config.training.foreground_share = 0.7  # Of stacks, with target in their centre.
   config.training.validation_share = 0.15  # Of the patients.
   config.training.validation_slices = 256
+  config.training.simulated = True  # Also train on simulated scans of the store.
   config.training.cache_gib = 2.0  # Decoded chunks kept in memory.
 
   # Prediction.
@@ -65,18 +107,36 @@ def get_config() -> ConfigDict:
   config.prediction.batch_size = 4  # Slice stacks computed at once.
   config.prediction.keep_views = False  # Also write each view's probability map.
 
+  # Benchmark: (stage, case) pairs; see configs/benchmark.py.
+  config.benchmark = ConfigDict()
+  config.benchmark.cases = (
+    *(('simulate', case) for case in ('128', '256', '512-01', '512-03', '512-10')),
+    ('fit', '256'),
+  )
+  config.benchmark.transitions = 200
+  config.benchmark.repeats = 3  # Warm runs, whose median counts.
+
   # Quickstart.
   config.held_out_patients = 4  # Predicted, never trained on.
   return config
 
 
 def pick(job: str, variant: str, *fields: str) -> ConfigDict:
-  """A job's config: those fields and sections of the default that it reads.
+  """A job's config: what it reads of the default.
+
+  Args:
+    job: that runs.
+    variant: of the config.
+    fields: fields, sections, and `section.field` where a job reads only that.
 
   Raises:
     ValueError: the variant is neither '' nor 'smoke'.
   """
   if variant not in ('', 'smoke'):
     raise ValueError(f"there is no variant {variant!r} of this config, only 'smoke'")
-  default = get_config()
-  return ConfigDict({'job': job, **{field: default[field] for field in fields}})
+  default, config = get_config(), ConfigDict({'job': job})
+  for field in fields:
+    section, _, name = field.partition('.')
+    whole = default[section]
+    config[section] = ConfigDict({name: whole[name]}) if name else whole
+  return config

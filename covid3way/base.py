@@ -90,7 +90,7 @@ class SerialError(Covid3wayError):
 
 
 class LeakError(Covid3wayError):
-  """Scans of one patient, real or simulated, that would end on both sides of a split."""
+  """Scans of a patient, real or simulated, that would end on both sides of a split."""
 
 
 class StorageError(Covid3wayError):
@@ -102,6 +102,7 @@ class WarningKind(enum.StrEnum):
 
   DUPLICATE_FILE_DROPPED = 'duplicate_file_dropped'
   FILES_IGNORED = 'files_ignored'
+  INFECTION_OUTSIDE_LUNGS = 'infection_outside_lungs'
   LUNG_OUTSIDE_BOX = 'lung_outside_box'
   LUNGS_NOT_SEPARATED = 'lungs_not_separated'
   OBLIQUE = 'oblique'

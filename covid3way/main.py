@@ -2,7 +2,7 @@
 
 Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 
-Exit codes: 0 all done; 1 some scans of several failed (named in failures.json); 2
+Exit codes: 0 all done; 1 some scans or patients failed (named in failures.json); 2
 wrong use or wrong input, told in one line.
 """
 
@@ -45,7 +45,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(_: list[str]) -> None:
   """Runs the config's job."""
-  from covid3way.jobs.batch import SomeScansFailedError
+  from covid3way.jobs.batch import SomeFailedError
 
   # Libraries log through absl far more than a user wants to read, and repeat as
   # tracebacks the errors that are told below.
@@ -54,10 +54,10 @@ def main(_: list[str]) -> None:
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:
     job.run(config, pathlib.Path(_WORKDIR.value))
-  except (Covid3wayError, SomeScansFailedError) as error:
+  except (Covid3wayError, SomeFailedError) as error:
     if _DEBUG.value:
       traceback.print_exc()
-    end(str(error), code=1 if isinstance(error, SomeScansFailedError) else 2)
+    end(str(error), code=1 if isinstance(error, SomeFailedError) else 2)
 
 
 def end(message: str, *, code: int = 2) -> None:

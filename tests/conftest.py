@@ -11,6 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ and covid3way/ are used in place.
 
+import serial_scans  # noqa: E402
+
 # Compiled code is kept between runs: most of the suite's time is compilation.
 jax.config.update(
   'jax_compilation_cache_dir',
@@ -30,9 +32,14 @@ def real_data() -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def quickstart(tmp_path_factory) -> pathlib.Path:
-  """The workdir of the quickstart's smoke variant: cohort, store, model, results."""
+  """The workdir of the quickstart's smoke variant: cohort, store, model, results.
+
+  And `serial/`, serial scans of one patient, and `single/`, one scan.
+  """
   workdir = tmp_path_factory.mktemp('quickstart')
   run_job('quickstart', workdir)
+  serial_scans.write_cohort(workdir / 'serial', s1=(0.0, 1.0))
+  serial_scans.write_cohort(workdir / 'single', s2=(0.0,))
   return workdir
 
 
@@ -43,11 +50,20 @@ def run_job(name: str, workdir: pathlib.Path, **inputs) -> None:
   importlib.import_module(f'covid3way.jobs.{config.job}').run(config, workdir)
 
 
+def make_ready(name: str, workdir: pathlib.Path, inputs: dict[str, str]) -> None:
+  """Runs what a job needs to have run in its workdir."""
+  if name == 'augment':
+    run_job('fit', workdir, **inputs)
+
+
 def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
-  """What a job's smoke variant is given: what the quickstart made."""
+  """What a job's smoke variant is given: what the quickstart fixture made."""
   return {
     'phantom': {},
     'preprocess': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
+    'fit': {'input': str(quickstart / 'serial' / 'manifest.csv')},
+    'augment': {'input': str(quickstart / 'serial' / 'manifest.csv')},
+    'simulate': {'input': str(quickstart / 'single' / 'manifest.csv')},
     'train': {'input': str(quickstart / 'store')},
     'predict': {
       'input': str(quickstart / 'held_out.csv'),

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, inputs_of, run_job
+from conftest import ROOT, inputs_of, make_ready, run_job
 from ml_collections import ConfigDict
 
 from configs import default
@@ -17,6 +17,9 @@ from covid3way.scans.manifest import read_manifest
 from covid3way.training.checkpoints import read_model
 
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'default')
+
+# Sections whose fields a study may extend: read as a whole.
+TABLES = ('scanners', 'W')
 
 
 class Recorder:
@@ -27,7 +30,7 @@ class Recorder:
 
   def __getattr__(self, field):
     value, name = self._config[field], f'{self._prefix}{field}'
-    if isinstance(value, ConfigDict) and field != 'scanners':
+    if isinstance(value, ConfigDict) and field not in TABLES:
       return Recorder(value, self._seen, f'{name}.')
     self._seen.add(name)
     return value
@@ -40,7 +43,7 @@ class Recorder:
 
 def leaves(config: ConfigDict, prefix: str = ''):
   for field, value in config.items():
-    if isinstance(value, ConfigDict) and field != 'scanners':
+    if isinstance(value, ConfigDict) and field not in TABLES:
       yield from leaves(value, f'{prefix}{field}.')
     else:
       yield f'{prefix}{field}'
@@ -67,7 +70,9 @@ def test_default_has_no_field_that_no_config_takes():
 @pytest.mark.parametrize('name', [n for n in NAMES if n != 'quickstart'])
 def test_smoke_variant_reads_every_field(name, quickstart, tmp_path):
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
-  config.update(inputs_of(name, quickstart))
+  inputs = inputs_of(name, quickstart)
+  make_ready(name, tmp_path, inputs)
+  config.update(inputs)
   seen = set()
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   job.run(Recorder(config, seen), tmp_path)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, inputs_of, run_job
+from conftest import ROOT, inputs_of, make_ready, run_job
 
 from configs import train as train_config
 from covid3way.base import ConfigError, Covid3wayError, ModelError, NoLungError
@@ -198,6 +198,10 @@ def test_a_model_directory_that_is_none_is_a_named_error(damage, quickstart, tmp
   [
     ('phantom', {'phantom': {'seed': 1}}, 'seed'),
     ('preprocess', {'space': {'shape': (16, 16, 16)}}, 'space'),
+    ('fit', {'fit': {'restarts': 2}}, 'restarts'),
+    ('fit', {'space': {'shape': (16, 16, 16)}}, 'space'),
+    ('augment', {'augmentation': {'ratio': 1.0}}, 'ratio'),
+    ('augment', {'simulator': {'clustering': 2.0}}, 'simulator'),
     ('train', {'training': {'epochs': 9}}, 'epochs'),
     ('predict', {'prediction': {'threshold': 1.5}}, 'threshold'),
   ],
@@ -206,6 +210,7 @@ def test_a_workdir_of_other_settings_is_not_mixed_in(
   job, changes, words, quickstart, tmp_path
 ):
   inputs = inputs_of(job, quickstart)
+  make_ready(job, tmp_path, inputs)
   run_job(job, tmp_path, **inputs)
   before = sorted(tmp_path.rglob('*'))
   with pytest.raises(ConfigError, match=rf'{words}.* another --workdir'):

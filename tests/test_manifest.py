@@ -24,11 +24,11 @@ def refused(path, *words):
 def test_all_columns_by_hand(tmp_path):
   path = write(
     tmp_path,
-    'patient_id,scan_id,day,image,infection_mask,lung_mask,window_level_hu,'
-    'window_width_hu,stage,scanner,site\n'
-    'p1,p1-a,-2.5,a.nii,mask.nii,,-600,1200,early,GE,north\n'
+    'patient_id,scan_id,day,image,infection_mask,lung_mask,susceptible_mask,'
+    'window_level_hu,window_width_hu,stage,scanner,site\n'
+    'p1,p1-a,-2.5,a.nii,mask.nii,,b.nii,-600,1200,early,GE,north\n'
     '\n'
-    'p1,p1-b,,b.nii,,,,,,,\n',
+    'p1,p1-b,,b.nii,,,,,,,,\n',
   )
   assert manifest.read_manifest(path) == (
     ManifestRow(
@@ -37,6 +37,7 @@ def test_all_columns_by_hand(tmp_path):
       image=tmp_path / 'a.nii',
       day=-2.5,
       infection_mask=tmp_path / 'mask.nii',
+      susceptible_mask=tmp_path / 'b.nii',
       window=Window(-600, 1200, 'manifest'),
       stage='early',
       scanner='GE',
@@ -52,14 +53,17 @@ def test_three_columns_are_enough_in_any_order(tmp_path):
 
 
 def test_what_is_written_reads_back_from_anywhere(tmp_path):
-  text = 'patient_id,scan_id,image,day,window_level_hu,window_width_hu,stage\n'
-  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early"\nq,t,b.nii,,,,\n'
+  text = 'patient_id,scan_id,image,day,window_level_hu,window_width_hu,stage,'
+  text += 'susceptible_mask\n'
+  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early",mask.nii\nq,t,b.nii,,,,,\n'
   rows = manifest.read_manifest(write(tmp_path, text))
   copy = tmp_path / 'deep' / 'copy.csv'
   manifest.write_manifest(copy, rows)
   assert '../a.nii' in copy.read_text()
   again = manifest.read_manifest(copy)
   assert [r.image.resolve() for r in again] == [r.image.resolve() for r in rows]
+  assert again[0].susceptible_mask.resolve() == tmp_path / 'mask.nii'
+  assert again[1].susceptible_mask is None
   assert [(r.day, r.window, r.stage) for r in again] == [
     (r.day, r.window, r.stage) for r in rows
   ]
@@ -86,6 +90,10 @@ def test_what_is_written_reads_back_from_anywhere(tmp_path):
     (
       'patient_id,scan_id,image,lung_mask\np,s,a.nii,x.nii',
       ['line 2', 'column lung_mask', 'no file x.nii'],
+    ),
+    (
+      'patient_id,scan_id,image,susceptible_mask\np,s,a.nii,x.nii',
+      ['line 2', 'column susceptible_mask', 'no file x.nii'],
     ),
     (
       'patient_id,scan_id,image,day\np,s,a.nii,2020-03-01',

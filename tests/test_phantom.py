@@ -10,12 +10,14 @@ from covid3way.phantom import (
   acquire,
   anatomy,
   cohort,
+  course,
   fields,
   lesions,
   patient,
   protocols,
   trees,
 )
+from covid3way.simulator import histogram, parameters, population
 
 SPACING_MM = 3.0
 SCOPE = protocols.find_protocol('siemens-scope-4')
@@ -31,11 +33,20 @@ def healthy(request):
   return make_healthy(request.param)
 
 
+def make_patient(seed, days=(0.0,), **options):
+  options = {'stage': 'progressive', 'protocol': SCOPE} | options
+  return list(patient.make_patient(seed, days=days, spacing_mm=SPACING_MM, **options))
+
+
 @pytest.fixture(scope='module')
-def sick():
-  return patient.make_patient(
-    7, stage='progressive', protocol=SCOPE, spacing_mm=SPACING_MM
-  )
+def serial():
+  """One patient on three days."""
+  return make_patient(7, days=(0.0, 1.0, 3.0))
+
+
+@pytest.fixture(scope='module')
+def sick(serial):
+  return serial[0]
 
 
 def world(mask, spacing_mm, origin_mm):
@@ -43,7 +54,7 @@ def world(mask, spacing_mm, origin_mm):
 
 
 def draw(healthy, seed=0, share=0.1, **style):
-  return lesions.draw_lesions(
+  return lesions.draw_onset(
     np.random.default_rng(seed),
     healthy.lungs,
     healthy.susceptible(),
@@ -194,34 +205,28 @@ def test_parenchyma_lies_at_the_asked_level_and_is_denser_behind(row):
 
 
 @pytest.mark.parametrize('share', [0.003, 0.05, 0.2, 0.35])
-def test_lesions_fill_the_asked_share(healthy, share):
-  infection, _ = draw(healthy, share=share)
-  assert infection.sum() / (healthy.lungs > 0).sum() == pytest.approx(share, rel=0.02)
-
-
-def test_lesions_keep_to_lung_tissue(healthy):
-  infection, signal = draw(healthy, share=0.3)
-  assert (healthy.lungs[infection] > 0).all()
-  assert (signal[~infection] == 0).all()
-  tubes, shape = healthy.tubes, healthy.lungs.shape
-  for tree in (tubes.airways, tubes.arteries, tubes.veins):
-    drawn = trees.stamp(tree, shape, healthy.origin_mm, SPACING_MM)
-    inside = (drawn > 0.5) & (healthy.lungs > 0)
-    assert inside.sum() > 300
-    assert not infection[inside].any()
+def test_lesions_begin_sparse_within_the_share_they_will_fill(healthy, share):
+  onset = draw(healthy, share=share)
+  lung = (healthy.lungs > 0).sum()
+  assert (onset.prior == 1).sum() >= 0.98 * share * lung
+  inside = (onset.prior == 1) & healthy.susceptible()
+  assert inside.sum() / lung == pytest.approx(share, rel=0.02)
+  assert not (onset.infection & ~inside).any()
+  assert onset.infection.sum() / inside.sum() == pytest.approx(0.35, abs=0.05)
+  started = onset.signal[onset.infection]
+  assert started.min() >= -0.145 and started.max() < 0
+  assert (onset.signal[~onset.infection] == 0).all()
+  assert onset.prior.min() > 0
 
 
 def test_lesion_levels_in_window_units(healthy):
-  infection, signal = draw(healthy, share=0.15, consolidated=0.3)
+  rng = np.random.default_rng(0)
+  infection = scipy.ndimage.binary_erosion(draw(healthy, share=0.15).prior == 1)
+  infection &= healthy.susceptible()
+  signal = np.where(rng.random(infection.shape) < 0.3, 0.1, -0.025).astype(np.float32)
   sick = patient.infect(healthy, infection, signal, SCOPE)
-  reached = SCOPE.to_signal(sick.hu)
-  assert np.median(reached[sick.kinds == lesions.GGO]) == pytest.approx(
-    -0.025, abs=0.02
-  )
-  dense = reached[sick.kinds == lesions.CONSOLIDATION]
-  assert np.median(dense) == pytest.approx(0.1, abs=0.03)
-  assert np.mean(signal[infection] > 0) == pytest.approx(0.3, abs=0.01)
-  assert signal[infection].min() > -0.15
+  assert set(np.unique(sick.kinds)) == {0, lesions.GGO, lesions.CONSOLIDATION}
+  assert (sick.kinds[infection & (signal > 0)] == lesions.CONSOLIDATION).all()
   # Nothing but lung tissue changes.
   change = sick.hu - healthy.hu
   full = SCOPE.to_hu(signal) - healthy.parenchyma_hu
@@ -231,19 +236,10 @@ def test_lesion_levels_in_window_units(healthy):
   assert (np.abs(change)[~infection] <= most[~infection] + 0.1).all()
 
 
-def test_valley_between_the_two_kinds(healthy):
-  _, signal = draw(healthy, share=0.3, consolidated=0.5)
-  bins = np.histogram(signal[signal != 0], np.arange(-0.1025, 0.2, 0.015))[0]
-  centres = np.arange(-0.095, 0.19, 0.015)[: len(bins)]
-  valley = bins[np.abs(centres) < 0.02].min()
-  assert valley < 0.5 * bins[np.abs(centres + 0.025) < 0.02].max()
-  assert valley < 0.5 * bins[np.abs(centres - 0.1) < 0.03].max()
-
-
 def test_lesions_prefer_the_rim_the_back_and_the_base(healthy):
   free = healthy.susceptible()
   depth = scipy.ndimage.distance_transform_edt(healthy.lungs > 0)
-  where = [np.argwhere(draw(healthy, seed, share=0.03)[0]) for seed in range(12)]
+  where = [np.argwhere(draw(healthy, seed, share=0.03).infection) for seed in range(12)]
   infected = np.concatenate(where)
   assert depth[tuple(infected.T)].mean() < 0.85 * depth[free].mean()
   _, y, z = infected.mean(axis=0) - np.argwhere(free).mean(axis=0)
@@ -254,8 +250,8 @@ def test_lesions_prefer_the_rim_the_back_and_the_base(healthy):
 def test_lesions_range_from_specks_to_a_third_of_a_lung(healthy):
   sizes = []
   for seed, share in ((0, 0.01), (1, 0.05), (2, 0.35)):
-    infection, _ = draw(healthy, seed, share=share)
-    sizes.extend(np.bincount(scipy.ndimage.label(infection)[0].ravel())[1:])
+    region = (draw(healthy, seed, share).prior == 1) & healthy.susceptible()
+    sizes.extend(np.bincount(scipy.ndimage.label(region)[0].ravel())[1:])
   litres = np.array(sizes) * SPACING_MM**3 / 1e6
   assert (litres < 4e-4).sum() > 3
   assert litres.max() > 0.15
@@ -271,15 +267,11 @@ def test_infect_with_nothing_is_the_healthy_chest(healthy):
 # Patients
 
 
-def test_the_seed_decides_everything(sick):
-  def make(seed):
-    return patient.make_patient(
-      seed, stage='progressive', protocol=SCOPE, spacing_mm=SPACING_MM
-    )
-
-  again, other = make(7), make(8)
-  for name in ('hu', 'infection', 'signal', 'lungs'):
-    np.testing.assert_array_equal(getattr(sick, name), getattr(again, name))
+def test_the_seed_decides_everything(serial, sick):
+  again, (other,) = make_patient(7, days=(0.0, 1.0)), make_patient(8)
+  for first, second in zip(serial, again, strict=False):
+    for name in ('hu', 'infection', 'signal', 'lungs'):
+      np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
   assert other.hu.shape != sick.hu.shape or (other.hu != sick.hu).mean() > 0.3
   scans = [
     acquire.acquire(sick, SCOPE, matrix=96, rng=np.random.default_rng(s)).hu
@@ -289,17 +281,61 @@ def test_the_seed_decides_everything(sick):
   assert (scans[0] != scans[2]).mean() > 0.5
 
 
-def test_the_stage_sets_the_infected_share(sick):
-  low, high = patient.STAGES['progressive'].share
-  assert low * 0.98 < sick.share < high * 1.02
-  consolidated = (sick.kinds == lesions.CONSOLIDATION).sum() / sick.infection.sum()
-  low, high = patient.STAGES['progressive'].consolidated
-  assert low * 0.98 < consolidated < high * 1.02
+def test_the_stage_sets_the_infected_share_of_the_first_day(sick):
+  low, high = patient.STAGES['progressive']
+  assert low < sick.share < 1.1 * high
+  assert sick.stage == 'progressive' and sick.day == 0
+
+
+def test_the_disease_goes_on_in_the_same_chest_as_its_w_says(serial):
+  first, second, third = serial
+  assert [p.day for p in serial] == [0, 1, 3]
+  free = ~(first.infection | second.infection | third.infection)
+  rim = scipy.ndimage.binary_dilation(~free, iterations=2)
+  # All but specks: satellites that came and went between two scans.
+  assert np.mean(first.hu[~rim] != third.hu[~rim]) < 1e-4
+  np.testing.assert_array_equal(first.lungs, third.lungs)
+  # The population law, which knows no image, foretells the volume.
+  edges = histogram.bin_edges()
+  counts = np.histogram(first.signal[first.infection], edges)[0]
+  for later, transitions in ((second, 100), (third, 300)):
+    foretold = population.evolve(first.w, counts, transitions)
+    true = np.histogram(later.signal[later.infection], edges)[0]
+    assert np.sum(foretold) == pytest.approx(true.sum(), rel=0.1)
+    for low, high in ((-0.15, 0), (0, 0.6)):
+      part = slice(*np.searchsorted(edges, (low - 1e-6, high - 1e-6)))
+      assert np.sum(foretold[part]) == pytest.approx(true[part].sum(), rel=0.15)
+
+
+def test_lesions_keep_to_lung_tissue(serial):
+  last = serial[-1]
+  assert (last.lungs[last.infection] > 0).all()
+  assert (last.signal[~last.infection] == 0).all()
+  healthy = anatomy.make_anatomy(
+    patient.streams(7, 'anatomy', 'severity', 'lesions')['anatomy'],
+    SCOPE,
+    spacing_mm=SPACING_MM,
+  )
+  assert not (last.infection & ~healthy.susceptible()).any()
+  tubes, shape = healthy.tubes, healthy.lungs.shape
+  for tree in (tubes.airways, tubes.arteries, tubes.veins):
+    drawn = trees.stamp(tree, shape, healthy.origin_mm, SPACING_MM)
+    inside = (drawn > 0.5) & (healthy.lungs > 0)
+    assert inside.sum() > 300
+    assert not last.infection[inside].any()
+
+
+def test_every_patient_has_a_w_of_its_own_within_bounds():
+  drawn = [course.draw_parameters(np.random.default_rng(s)) for s in range(50)]
+  for w in drawn:
+    parameters.check(w, subject='test')
+  growth = [w.growth for w in drawn]
+  assert max(growth) > 1.5 * min(growth)
 
 
 def test_a_wrong_request_is_an_error(healthy):
   with pytest.raises(base.ConfigError, match='late'):
-    patient.make_patient(0, stage='late', protocol=SCOPE)
+    make_patient(0, stage='late')
   for share in (0.0, 0.9):
     with pytest.raises(base.ConfigError, match='share'):
       draw(healthy, share=share)
@@ -307,6 +343,9 @@ def test_a_wrong_request_is_an_error(healthy):
     draw(dataclasses.replace(healthy, parenchyma=healthy.parenchyma / 2), share=0.5)
   with pytest.raises(base.ConfigError, match='out of reach'):
     draw(healthy, share=0.5, radius_mm=(2.5, 2.6))
+  dying = parameters.Parameters(growth=1e-5, ggo_gain=1e-5, absorption=0.002)
+  with pytest.raises(base.ConfigError, match='not reached in'):
+    make_patient(0, w=dying)
 
 
 # Scanners
@@ -391,6 +430,16 @@ def test_stages_are_quotas(patients, early, progressive, severe):
     assert counts == [early, progressive, severe]
     assert len({m.seed for m in members}) == len({m.patient_id for m in members})
     assert len(members) == patients
+
+
+def test_patients_have_one_to_five_time_points_in_order():
+  members = cohort.draw_cohort(0, 50)
+  counts = [len(m.days) for m in members]
+  assert [counts.count(n) for n in range(1, 6)] == [10] * 5
+  for member in members:
+    assert member.days[0] == 0
+    assert all(1 <= step <= 3 for step in np.diff(member.days))
+  assert {len(m.days) for m in cohort.draw_cohort(0, 9, time_points=(3, 3))} == {3}
 
 
 def test_cohorts_follow_their_seed_and_table_1():

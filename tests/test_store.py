@@ -16,6 +16,7 @@ def volumes():
   return {
     'signal': rng.normal(0, 0.3, (70, 65, 30)).astype(np.float32),
     'lungs': rng.integers(0, 3, (70, 65, 30)).astype(np.uint8),
+    'susceptible': rng.random((70, 65, 30)) < 0.5,
   }
 
 
@@ -25,8 +26,10 @@ def test_a_group_comes_back(tmp_path, volumes):
   scan = store.open_group(path, cache_bytes=1 << 20)
   assert scan.scan_id == 'p1' and scan.shape == (70, 65, 30)
   assert scan.attributes == {'patient_id': 'p1', 'centre': [1.5, 2, 3]}
-  assert set(scan.volumes) == {'signal', 'lungs'}
-  np.testing.assert_array_equal(scan.volumes['lungs'].read().result(), volumes['lungs'])
+  assert set(scan.volumes) == {'signal', 'lungs', 'susceptible'}
+  assert scan.volumes['susceptible'].dtype.name == 'uint8'
+  for name in ('lungs', 'susceptible'):
+    np.testing.assert_array_equal(scan.volumes[name].read().result(), volumes[name])
   signal = scan.volumes['signal'].read().result()
   assert signal.dtype == np.float16
   np.testing.assert_array_equal(signal, volumes['signal'].astype(np.float16))

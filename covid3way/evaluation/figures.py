@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
@@ -14,7 +15,7 @@ from covid3way.base import Scan, Window
 
 # View -> the axis it is normal to, its horizontal and vertical axis, and what lies
 # left, right, top and bottom. Radiological: the patient's right is on the left.
-_PANELS = {
+PANELS = {
   'axial': (2, 0, 1, 'RLAP'),
   'coronal': (1, 0, 2, 'RLHF'),
   'sagittal': (0, 1, 2, 'APHF'),
@@ -47,11 +48,11 @@ def overview(
   if reference is not None:
     masks['reference'] = reference > 0
   shown = infection if infection.any() or reference is None else reference
-  point = _look_at(shown if np.any(shown) else lungs)
+  point = look_at(shown if np.any(shown) else lungs)
   figure = Figure(figsize=(13, 5), facecolor='black', layout='constrained')
   axes = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
-  for panel, (name, row) in zip(axes, _PANELS.items(), strict=True):
-    _draw(panel, scan, masks, window, point, row)
+  for panel, (name, row) in zip(axes, PANELS.items(), strict=True):
+    _draw(panel, scan, masks, window, point, name)
     mm = point[row[0]] * scan.grid.spacing_mm[row[0]]
     panel.set_title(f'{name}, {"xyz"[row[0]]} = {mm:.0f} mm', color='white')
   figure.suptitle(title, color='white')
@@ -66,7 +67,7 @@ def overview(
   figure.savefig(path, dpi=110)
 
 
-def _look_at(mask: np.ndarray) -> tuple[int, int, int]:
+def look_at(mask: np.ndarray) -> tuple[int, int, int]:
   """Along each axis, the slice that shows most of the largest connected region."""
   regions, _ = ndimage.label(mask)
   sizes = np.bincount(regions.ravel())
@@ -82,44 +83,74 @@ def _draw(
   masks: Mapping[str, np.ndarray],
   window: Window,
   point: tuple[int, int, int],
-  row: tuple[int, int, int, str],
+  name: str,
 ) -> None:
-  normal, across, up, letters = row
+  normal, across, up, _ = PANELS[name]
   spacing = scan.grid.spacing_mm
-  width_mm, height_mm = (scan.grid.shape[a] * spacing[a] for a in (across, up))
+  plane_mm = spacing[across], spacing[up]
+  show_plane(panel, scan.hu.take(point[normal], axis=normal), plane_mm, window, name)
+  # Contours take coordinates of voxel centres, not an extent: it would shift them.
+  x, y = ((np.arange(scan.grid.shape[a]) + 0.5) * spacing[a] for a in (across, up))
+  for mask_name, mask in masks.items():
+    plane = mask.take(point[normal], axis=normal).T
+    if plane.any():
+      thin = 0.6 if mask_name == 'lungs' else 1.1
+      panel.contour(x, y, plane, [0.5], colors=_COLOURS[mask_name], linewidths=thin)
+  letter_sides(panel, name)
+
+
+def show_plane(
+  panel: Axes,
+  hu: np.ndarray,
+  spacing_mm: tuple[float, float],
+  window: Window,
+  view: str,
+) -> AxesImage:
+  """A plane of a scan in true proportions, turned as radiologists look at it.
+
+  Args:
+    panel: to draw on; its units are mm from the plane's corner.
+    hu: (a, b), along the view's horizontal and vertical axis.
+    spacing_mm: along the same.
+    window: to show it in.
+    view: a key of `PANELS`.
+  """
+  width_mm, height_mm = np.multiply(hu.shape, spacing_mm)
   # y grows to the back, which is down; z grows to the head, which is up.
-  extent = (0, width_mm, height_mm, 0) if up == 1 else (0, width_mm, 0, height_mm)
-  origin = 'upper' if up == 1 else 'lower'
-  panel.imshow(
-    scan.hu.take(point[normal], axis=normal).T,
+  down = PANELS[view][2] == 1
+  panel.set_axis_off()
+  return panel.imshow(
+    hu.T,
     cmap='gray',
     vmin=window.level_hu - window.width_hu / 2,
     vmax=window.level_hu + window.width_hu / 2,
-    extent=extent,
-    origin=origin,
+    extent=(0, width_mm, height_mm, 0) if down else (0, width_mm, 0, height_mm),
+    origin='upper' if down else 'lower',
     interpolation='bilinear',
   )
-  # Contours take coordinates of voxel centres, not an extent: it would shift them.
-  x, y = ((np.arange(scan.grid.shape[a]) + 0.5) * spacing[a] for a in (across, up))
-  for name, mask in masks.items():
-    plane = mask.take(point[normal], axis=normal).T
-    if plane.any():
-      thin = 0.6 if name == 'lungs' else 1.1
-      panel.contour(x, y, plane, [0.5], colors=_COLOURS[name], linewidths=thin)
-  corners = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.97), (0.5, 0.03))
-  for letter, (a, b) in zip(letters, corners, strict=True):
+
+
+def letter_sides(panel: Axes, view: str) -> None:
+  """What lies left, right, top and bottom."""
+  # Aligned to the inside, or they would stick out of a small panel.
+  places = (
+    (0.01, 0.5, 'left', 'center'),
+    (0.99, 0.5, 'right', 'center'),
+    (0.5, 0.98, 'center', 'top'),
+    (0.5, 0.02, 'center', 'bottom'),
+  )
+  for letter, (a, b, ha, va) in zip(PANELS[view][3], places, strict=True):
     panel.text(
       a,
       b,
       letter,
       transform=panel.transAxes,
       color='white',
-      ha='center',
-      va='center',
+      ha=ha,
+      va=va,
       fontsize=11,
       path_effects=[withStroke(linewidth=3, foreground='black')],
     )
-  panel.set_axis_off()
 
 
 def training_curves(

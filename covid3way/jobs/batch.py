@@ -1,10 +1,10 @@
-"""What jobs share: required inputs, a workdir's settings, work over many scans."""
+"""What jobs share: required inputs, a workdir's settings, work over many items."""
 
 import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -13,6 +13,8 @@ from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
 from covid3way.scans.files import write_json
 from covid3way.scans.manifest import ManifestRow
+
+Item = TypeVar('Item')
 
 
 def required(config: ConfigDict, field: str) -> str:
@@ -45,40 +47,61 @@ def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
   write_json(path, settings)
 
 
-class SomeScansFailedError(Exception):
-  """Some scans of a batch failed; the rest is done. Ends with exit code 1."""
+class SomeFailedError(Exception):
+  """Some scans or patients of a batch failed; the rest is done: exit code 1."""
 
 
 def for_each_scan(
   rows: Sequence[ManifestRow],
-  work: Callable[[ManifestRow], None],
+  work: Callable[[ManifestRow], Any],
   *,
   what: str,
   workdir: Path,
 ) -> None:
-  """Does `work` for each scan; names those that fail in `failures.json`.
+  """`for_each` of the scans of a manifest."""
+  for_each({row.scan_id: row for row in rows}, work, what=what, workdir=workdir)
+
+
+def for_each(
+  items: Mapping[str, Item],
+  work: Callable[[Item], Any],
+  *,
+  what: str,
+  workdir: Path,
+  kind: str = 'scans',
+) -> None:
+  """Does `work` for each item; names those that fail in `failures.json`.
+
+  Args:
+    items: by name.
+    work: for one item; skips what is finished.
+    what: is done, for the progress lines.
+    workdir: of the report.
+    kind: what the items are.
 
   Raises:
-    Covid3wayError: the only scan there is failed.
-    SomeScansFailedError: some of several failed.
+    Covid3wayError: the only item there is failed.
+    SomeFailedError: some of several failed.
   """
   failures = {}
-  for number, row in enumerate(progress.track(rows, what=what), start=1):
+  for number, (name, item) in enumerate(
+    progress.track(list(items.items()), what=what), start=1
+  ):
     try:
-      work(row)
+      work(item)
     except Exception as error:  # Even a defect of ours must not cost the others.
-      if len(rows) == 1:
+      if len(items) == 1:
         raise
       known = isinstance(error, Covid3wayError)
-      told = str(error) if known else f'{row.scan_id}: {type(error).__name__}: {error}'
-      failures[row.scan_id] = told
+      told = str(error) if known else f'{name}: {type(error).__name__}: {error}'
+      failures[name] = told
       logging.debug('%s', traceback.format_exc())
-    outcome = failures.get(row.scan_id, f'{row.scan_id}: done')
-    progress.say(f'{what} {number}/{len(rows)}: {outcome}')
+    outcome = failures.get(name, f'{name}: done')
+    progress.say(f'{what} {number}/{len(items)}: {outcome}')
   report = workdir / 'failures.json'
   report.unlink(missing_ok=True)
   if failures:
     write_json(report, failures)
-    raise SomeScansFailedError(
-      f'{len(failures)} of {len(rows)} scans failed, see {report}'
+    raise SomeFailedError(
+      f'{len(failures)} of {len(items)} {kind} failed, see {report}'
     )

@@ -1,6 +1,7 @@
 """Casts every scan of a cohort into the standard space and stores it as zarr."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,34 +20,56 @@ from covid3way.standard.window import choose_window
 def run(config: ConfigDict, workdir: Path) -> None:
   """Reads `config.input`; writes `store/<scan_id>.zarr` per scan under the workdir."""
   rows = source.resolve(Path(required(config, 'input')))
-  folder = workdir / 'store'
-  settings = {'space': config.space.to_dict(), 'window': config.window.to_dict()}
-  claim(workdir, 'preprocess', settings)
+  folder = claim_store(config, workdir)
   for_each_scan(
-    rows, lambda row: _store_scan(row, config, folder), what='cast', workdir=workdir
+    rows, lambda row: stored(row, config, folder), what='cast', workdir=workdir
   )
   progress.say(f'{len(rows)} scans in standard space under {folder}')
 
 
-def _store_scan(row: ManifestRow, config: ConfigDict, folder: Path) -> None:
+def claim_store(config: ConfigDict, workdir: Path) -> Path:
+  """The folder of all scans that are cast as `config.space` and `window` say.
+
+  Raises:
+    ConfigError: an earlier job of this workdir cast them otherwise.
+  """
+  settings = {'space': config.space.to_dict(), 'window': config.window.to_dict()}
+  claim(workdir, 'preprocess', settings)
+  return workdir / 'store'
+
+
+def stored(row: ManifestRow, config: ConfigDict, folder: Path) -> store.StoredScan:
+  """A scan in standard space, opened; cast first unless it is there already."""
   path = store.group_path(folder, row.scan_id)
-  if path.exists():
-    return
+  if not path.exists():
+    _cast_into(path, row, config)
+  return store.open_group(path)
+
+
+def _cast_into(path: Path, row: ManifestRow, config: ConfigDict) -> None:
   space = spaces.StandardSpace(tuple(config.space.shape))
   scan, _, standard = read_and_cast(row, space, config.window)
   volumes = {'signal': standard.signal, 'lungs': standard.lungs}
-  if row.infection_mask:
-    reference = nifti.read_mask(row.infection_mask, scan.grid, scan_id=row.scan_id)
-    volumes['infection'] = spaces.cast_mask(reference > 0, standard.placement)
+  given = {'infection': row.infection_mask, 'susceptible': row.susceptible_mask}
+  for name, file in given.items():
+    if file:
+      mask = nifti.read_mask(file, scan.grid, scan_id=row.scan_id)
+      volumes[name] = spaces.cast_mask(mask > 0, standard.placement)
+  store.write_group(path, volumes, attributes_of(row, scan, standard))
+
+
+def attributes_of(
+  row: ManifestRow, scan: Scan, standard: StandardScan
+) -> dict[str, Any]:
+  """What a scan's group says of it, as JSON values."""
   known = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
-  attributes = {
+  return {
     **{field: getattr(row, field) for field in known},
     **standard.facts(),
     'native_shape': list(scan.grid.native_shape),
     'native_affine_lps': scan.grid.native_affine.tolist(),
     'provenance': dict(scan.provenance),
   }
-  store.write_group(path, volumes, attributes)
 
 
 def read_and_cast(

@@ -19,6 +19,7 @@ from covid3way.scans.files import storing
 from covid3way.scans.store import StoredScan
 from covid3way.training import checkpoints, loop, pipeline, views
 from covid3way.training.checkpoints import ModelSpec
+from covid3way.training.split import split
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -33,8 +34,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   _check(spec, settings)
   claim(workdir, 'train', {'input': config.input, **settings.to_dict()})
-  training, validation = _split(scans, settings)
-  progress.say(f'{len(training)} scans to train on, {len(validation)} to validate')
+  training, validation = split(
+    scans,
+    validation_share=settings.validation_share,
+    simulated=settings.simulated,
+    seed=settings.seed,
+  )
+  n = sum('simulated' in scan.attributes for scan in training)
+  progress.say(
+    f'{len(training)} scans to train on, {n} of them simulated, '
+    f'{len(validation)} to validate'
+  )
   variables, figures = {}, {}
   for view in settings.views:
     variables[view], figures[view] = _train_view(
@@ -88,27 +98,6 @@ def _check(spec: ModelSpec, settings: ConfigDict) -> None:
       f'{settings.batch_size} on {n} devices',
       f'use a multiple of {n}',
     )
-
-
-def _split(
-  scans: Sequence[StoredScan], settings: ConfigDict
-) -> tuple[list[StoredScan], list[StoredScan]]:
-  """Training and validation scans: no patient is on both sides."""
-  patients = sorted({s.attributes['patient_id'] for s in scans})
-  order = np.random.default_rng(settings.seed).permutation(len(patients))
-  held_out = {
-    patients[i] for i in order[: round(settings.validation_share * len(patients))]
-  }
-  if len(held_out) == len(patients):
-    raise ConfigError(
-      'config.training.validation_share',
-      f'{settings.validation_share} of {len(patients)} patients leaves none to train',
-      'lower it or add patients',
-    )
-  sides = ([], [])
-  for scan in scans:
-    sides[scan.attributes['patient_id'] in held_out].append(scan)
-  return sides
 
 
 def _train_view(

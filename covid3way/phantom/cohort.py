@@ -9,15 +9,18 @@ from covid3way.phantom.protocols import PROTOCOLS, Protocol
 # The Harbin data set: 73, 19 and 8 % of the scans.
 STAGE_MIX = (('early', 0.73), ('progressive', 0.19), ('severe', 0.08))
 
+DAYS_BETWEEN = (1, 3)  # Two scans of a patient, whole days.
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """One patient to be made: pass `seed`, `stage` and `protocol` to `make_patient`."""
+  """One patient to be made: all but the name goes to `make_patient`."""
 
   patient_id: str
   seed: int
   stage: str
   protocol: Protocol
+  days: tuple[float, ...] = (0.0,)
 
 
 def draw_cohort(
@@ -26,14 +29,17 @@ def draw_cohort(
   *,
   stage_mix=STAGE_MIX,
   protocols: tuple[Protocol, ...] = PROTOCOLS,
+  time_points: tuple[int, int] = (1, 5),
 ) -> tuple[Member, ...]:
-  """Stage and scanner of every patient of a cohort.
+  """Stage on the first day, scanner and days of the scans of every patient.
 
   Args:
     seed: of the cohort.
     patients: how many.
     stage_mix: (stage, weight) pairs.
     protocols: the scanners; their Table I patient counts are the weights.
+    time_points: fewest and most scans of a patient, as even quotas; they lie
+      `DAYS_BETWEEN` apart.
   """
   root = np.random.SeedSequence(seed)
   rng = np.random.default_rng(root.spawn(1)[0])
@@ -42,10 +48,24 @@ def draw_cohort(
   scanners = quotas(patients, [p.patients for p in protocols])
   scanners = rng.permutation(np.repeat(np.arange(len(protocols)), scanners))
   seeds = root.generate_state(patients, np.uint64)
+  low, high = time_points
+  counts = low + rng.permutation(np.arange(patients) % (high - low + 1))
   return tuple(
-    Member(f'phantom-{i + 1:04d}', int(s), stage_mix[stage][0], protocols[scanner])
-    for i, (s, stage, scanner) in enumerate(zip(seeds, stages, scanners, strict=True))
+    Member(
+      f'phantom-{i + 1:04d}',
+      int(seeds[i]),
+      stage_mix[stages[i]][0],
+      protocols[scanners[i]],
+      _draw_days(rng, counts[i]),
+    )
+    for i in range(patients)
   )
+
+
+def _draw_days(rng: np.random.Generator, count: int) -> tuple[float, ...]:
+  low, high = DAYS_BETWEEN
+  steps = rng.integers(low, high + 1, count - 1)
+  return tuple(float(d) for d in np.concatenate([[0], np.cumsum(steps)]))
 
 
 def quotas(total: int, weights) -> np.ndarray:

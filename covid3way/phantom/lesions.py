@@ -1,6 +1,6 @@
-"""COVID-19 lesions: ground glass with consolidated cores, mostly at the lung's rim.
+"""Where COVID-19 begins: patches, mostly at the rim of the lung.
 
-Anatomy enters as arrays, so lesions made elsewhere can take this place.
+What they become is the simulator's work. Anatomy enters as arrays.
 """
 
 import dataclasses
@@ -10,18 +10,18 @@ import scipy.ndimage
 
 from covid3way import base
 from covid3way.phantom import fields
+from covid3way.simulator.law import NEWBORN, STAGE
 
 GGO, CONSOLIDATION = 1, 2
+_ONSET = 0.35  # Share of a lesion's final voxels that are infected at its onset.
+_BORDER = 0.05  # Width over which births become rare outside a lesion, in radii.
 
 
 @dataclasses.dataclass(frozen=True)
 class LesionStyle:
-  """Where lesions sit and what they look like.
+  """Where lesions sit and what shape they have.
 
   Attributes:
-    consolidated: share of the infected voxels that is consolidation.
-    ggo_signal, consolidation_signal: levels, window units (the two peaks of Fig. 3).
-    ggo_texture, consolidation_texture: standard deviations, window units.
     radius_mm: smallest and largest lesion.
     rim_mm: depth below the pleura over which lesions become e times rarer.
     posterior, basal: how many times likelier lesions are at the back (at the base)
@@ -30,11 +30,6 @@ class LesionStyle:
     ragged: how far smooth noise moves the border, in radii.
   """
 
-  consolidated: float = 0.2
-  ggo_signal: float = -0.025
-  consolidation_signal: float = 0.1
-  ggo_texture: float = 0.034
-  consolidation_texture: float = 0.04
   radius_mm: tuple[float, float] = (2.5, 45.0)
   rim_mm: float = 6.0
   posterior: float = 16.0
@@ -43,38 +38,46 @@ class LesionStyle:
   ragged: float = 0.32
 
 
-def draw_lesions(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Onset:
+  """The start of a patient's disease, all (x, y, z).
+
+  Attributes:
+    infection: bool, a sparse part of the lesions-to-be.
+    signal: float32, window units, ground glass where infected, 0 elsewhere.
+    prior: float32 in (0, 1], how readily a voxel is infected: lesions keep the shape
+      they were given while they fill up, and grow over it slowly.
+  """
+
+  infection: np.ndarray
+  signal: np.ndarray
+  prior: np.ndarray
+
+
+def draw_onset(
   rng: np.random.Generator,
   lungs: np.ndarray,
   susceptible: np.ndarray,
   *,
   share: float,
   spacing_mm: float,
-  style: LesionStyle = LesionStyle(),
-) -> tuple[np.ndarray, np.ndarray]:
-  """Lesions that fill a given share of the lungs.
+  style: LesionStyle,
+) -> Onset:
+  """Lesions that will fill a given share of the lungs, as they begin.
 
   Args:
     rng: its own stream.
-    lungs: (x, y, z) uint8, one label per lung; a lesion stays in its lung.
+    lungs: (x, y, z) uint8, one label per lung; a lesion begins in one of them.
     susceptible: (x, y, z) bool, where lesions may be.
-    share: infected voxels / lung voxels, met exactly.
+    share: voxels of the lesions-to-be / lung voxels.
     spacing_mm: edge of a voxel.
     style: everything else.
-
-  Returns:
-    infection (x, y, z) bool and signal (x, y, z) float32, window units, 0 elsewhere.
-    Ground glass is below 0, consolidation above.
 
   Raises:
     ConfigError: `share` is not in (0, 0.6] or the lesions cannot reach it.
   """
   if not 0 < share <= 0.6:
     raise base.ConfigError('share', f'{share} is out of range', 'use (0, 0.6]')
-  infection = np.zeros(lungs.shape, bool)
-  signal = np.zeros(lungs.shape, np.float32)
-  box = scipy.ndimage.find_objects((lungs > 0).astype(np.uint8))[0]
-  lungs, susceptible = lungs[box], susceptible[box]
   depth = scipy.ndimage.distance_transform_edt(lungs > 0).astype(np.float32)
   depth *= np.float32(spacing_mm)
   count = max(1, round(share * np.count_nonzero(lungs)))
@@ -84,14 +87,16 @@ def draw_lesions(
   border = np.partition(candidates, last)[last] if last >= 0 else -np.inf
   if not np.isfinite(border):
     raise base.ConfigError('share', f'{share} is out of reach', 'use larger lesions')
-  infection[box] = susceptible & (score >= border)
-  signal[box] = _signal(rng, infection[box], score - border, depth, spacing_mm, style)
-  return infection, signal
+  region = susceptible & (score >= border)
+  infection = region & (rng.random(region.shape, np.float32) < _ONSET)
+  level = rng.uniform(NEWBORN, 0.3 * NEWBORN, region.shape).astype(np.float32)
+  outside = np.clip((border - score) / _BORDER, 0, 4)
+  return Onset(infection, np.where(infection, level, np.float32(0)), np.exp(-outside))
 
 
 def kinds(infection: np.ndarray, signal: np.ndarray) -> np.ndarray:
   """0 normal, 1 ground glass, 2 consolidation, (x, y, z) uint8."""
-  return np.where(infection, np.where(signal < 0, GGO, CONSOLIDATION), 0).astype(
+  return np.where(infection, np.where(signal < STAGE, GGO, CONSOLIDATION), 0).astype(
     np.uint8
   )
 
@@ -144,20 +149,3 @@ def _draw_radii(rng, count, spacing_mm, style) -> np.ndarray:
   # Half of a lesion at the rim lies outside the lung or in its neighbour.
   enough = np.searchsorted(np.cumsum(0.55 * volume * radii**3), count) + 1
   return radii[: max(enough, 3)]
-
-
-def _signal(rng, infection, inside, depth, spacing_mm, style) -> np.ndarray:
-  """Window units: ground glass that thins out at the border, cores near the pleura."""
-  patches = fields.smooth_noise(rng, infection.shape, 11 / spacing_mm)
-  patches += 0.6 * fields.smooth_noise(rng, infection.shape, 4 / spacing_mm)
-  solid = inside + 0.35 * patches + 0.5 * np.exp(-depth / 8)
-  limit = np.quantile(solid[infection], 1 - style.consolidated)
-  core = infection & (solid >= limit)
-  texture = 0.8 * fields.smooth_noise(rng, infection.shape, 3 / spacing_mm)
-  texture += 0.6 * fields.smooth_noise(rng, infection.shape, 9 / spacing_mm)
-  border = np.exp(-np.maximum(inside, 0) / 0.06)
-  ggo = style.ggo_signal + style.ggo_texture * texture - 0.05 * border
-  dense = style.consolidation_signal + style.consolidation_texture * texture
-  # Below -0.15 a voxel counts as recovered; 0 divides the stages.
-  signal = np.where(core, np.clip(dense, 0.004, 0.25), np.clip(ggo, -0.14, -0.004))
-  return np.where(infection, signal, 0).astype(np.float32)

@@ -1,35 +1,27 @@
-"""One phantom patient: anatomy, lesions, and the truth about both."""
+"""One phantom patient: anatomy, the disease over time, and the truth about both."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.ndimage
 
 from covid3way import base
-from covid3way.phantom import anatomy, lesions
+from covid3way.phantom import anatomy, course, lesions
 from covid3way.phantom.protocols import Protocol
+from covid3way.simulator.parameters import Parameters
 
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """Share of the lungs that is infected, and of that the consolidated share; ranges."""
-
-  share: tuple[float, float]
-  consolidated: tuple[float, float]
-
-
-STAGES = {
-  'early': Stage((0.003, 0.08), (0.08, 0.22)),
-  'progressive': Stage((0.08, 0.20), (0.22, 0.40)),
-  'severe': Stage((0.20, 0.35), (0.35, 0.55)),
-}
+# Infected share of the lungs from which, and up to which, a scan is of a stage.
+STAGES = {'early': (0.003, 0.08), 'progressive': (0.08, 0.20), 'severe': (0.20, 0.35)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Patient:
-  """A patient on an isotropic grid, before any scanner.
+  """A patient on an isotropic grid on one day, before any scanner.
 
   Attributes:
+    day: since the first scan.
+    w: what the disease follows.
     hu: (x, y, z) float32, no noise.
     infection: (x, y, z) bool; neither vessels nor airways belong to it.
     signal: (x, y, z) float32, window units of the lesions, 0 elsewhere.
@@ -39,6 +31,8 @@ class Patient:
     origin_mm: (3,) world position (LPS) of the centre of voxel (0, 0, 0).
   """
 
+  day: float
+  w: Parameters | None
   hu: np.ndarray
   infection: np.ndarray
   signal: np.ndarray
@@ -51,6 +45,11 @@ class Patient:
   def share(self) -> float:
     """Infected voxels / lung voxels."""
     return np.count_nonzero(self.infection) / np.count_nonzero(self.lungs)
+
+  @property
+  def stage(self) -> str:
+    """The stage that `share` falls into; the outer ones are open."""
+    return next((s for s, (_, high) in STAGES.items() if self.share < high), 'severe')
 
 
 def streams(seed: int, *purposes: str) -> dict[str, np.random.Generator]:
@@ -68,41 +67,47 @@ def make_patient(
   stage: str,
   protocol: Protocol,
   spacing_mm: float = 2.0,
+  days: Sequence[float] = (0.0,),
+  w: Parameters | None = None,
   style: lesions.LesionStyle | None = None,
   share: float | None = None,
   **options: float,
-) -> Patient:
-  """A patient of a given stage, whose lung and lesions suit the scanner's window.
+) -> Iterator[Patient]:
+  """A patient on each of some days, whose lung and lesions suit the scanner's window.
 
   Args:
     seed: of this patient; the same seed gives the same bytes.
-    stage: a key of `STAGES`.
+    stage: on the first day, a key of `STAGES`.
     protocol: the scanner whose window the levels refer to.
     spacing_mm: edge of a voxel.
-    style: look of the lesions; None draws the consolidated share by stage.
-    share: infected share of the lungs; None draws it by stage.
+    days: of the scans, the first 0.
+    w: parameters of the disease; None draws them.
+    style: where lesions begin.
+    share: infected share of the lungs on the first day; None draws it by stage.
     **options: further options of `anatomy.make_anatomy`.
 
   Raises:
-    ConfigError: an unknown stage, or a share out of range.
+    ConfigError: an unknown stage, a share out of range, or a disease that dies out.
   """
   if stage not in STAGES:
     raise base.ConfigError('stage', f'{stage!r} is unknown', f'use {list(STAGES)}')
   rng = streams(seed, 'anatomy', 'severity', 'lesions')
-  drawn_share = np.exp(rng['severity'].uniform(*np.log(STAGES[stage].share)))
-  consolidated = rng['severity'].uniform(*STAGES[stage].consolidated)
+  drawn_share = np.exp(rng['severity'].uniform(*np.log(STAGES[stage])))
+  drawn_w = course.draw_parameters(rng['severity'])
   healthy = anatomy.make_anatomy(
     rng['anatomy'], protocol, spacing_mm=spacing_mm, **options
   )
-  infection, signal = lesions.draw_lesions(
+  progression = course.evolve(
     rng['lesions'],
-    healthy.lungs,
-    healthy.susceptible(),
+    healthy,
+    w=w or drawn_w,
     share=drawn_share if share is None else share,
-    spacing_mm=spacing_mm,
-    style=style or lesions.LesionStyle(consolidated=consolidated),
+    days=days,
+    style=style or lesions.LesionStyle(),
   )
-  return infect(healthy, infection, signal, protocol)
+  for day, (infection, signal) in zip(days, progression, strict=True):
+    sick = infect(healthy, infection, signal, protocol)
+    yield dataclasses.replace(sick, day=day, w=w or drawn_w)
 
 
 def infect(
@@ -129,7 +134,7 @@ def infect(
     change = protocol.to_hu(level) - healthy.parenchyma_hu[box]
     hu[box] += spread * lung * change.astype(np.float32)
   return Patient(
-    hu, infection, signal, lesions.kinds(infection, signal),
+    0.0, None, hu, infection, signal, lesions.kinds(infection, signal),
     healthy.lungs, healthy.spacing_mm, healthy.origin_mm,
   )  # fmt: skip
 

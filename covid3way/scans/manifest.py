@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -19,6 +20,7 @@ COLUMNS = (
   'image',
   'infection_mask',
   'lung_mask',
+  'susceptible_mask',
   'window_level_hu',
   'window_width_hu',
   'stage',
@@ -35,10 +37,11 @@ class ManifestRow:
   Attributes:
     patient_id: folds are made by it.
     scan_id: unique, fit for a file name.
-    image: DICOM folder, .zip or file, or NIfTI file.
+    image: DICOM folder, .zip or file, or NIfTI file; a simulated scan's zarr group.
     day: of the scan, on any scale common to its patient.
     infection_mask: NIfTI file on the scan's grid.
     lung_mask: NIfTI file on the scan's grid.
+    susceptible_mask: NIfTI file on the scan's grid: lung but no airway or vessel.
     window: the scan's lung window, when known.
     stage: clinical stage, free.
     scanner: free.
@@ -51,15 +54,28 @@ class ManifestRow:
   day: float | None = None
   infection_mask: Path | None = None
   lung_mask: Path | None = None
+  susceptible_mask: Path | None = None
   window: Window | None = None
   stage: str = ''
   scanner: str = ''
   site: str = ''
 
+  @property
+  def is_simulated(self) -> bool:
+    """Whether it is a group of the store: simulated, it has no grid of its own."""
+    return self.image.suffix == '.zarr'
+
 
 def is_scan_id(text: str) -> bool:
   """Whether `text` can name files on every system."""
   return _SCAN_ID.fullmatch(text) is not None
+
+
+def file_name(text: str, kind: str) -> str:
+  """`text` where it can name files on every system, else `kind` and a hash of it."""
+  if is_scan_id(text):
+    return text
+  return f'{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}'
 
 
 def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
@@ -152,6 +168,7 @@ def _row(cells: Mapping[str, str], line: _Line) -> ManifestRow:
     day=_number(cells, 'day', line),
     infection_mask=_existing(cells, 'infection_mask', line),
     lung_mask=_existing(cells, 'lung_mask', line),
+    susceptible_mask=_existing(cells, 'susceptible_mask', line),
     window=_window(cells, line),
     stage=cells['stage'],
     scanner=cells['scanner'],
@@ -211,6 +228,7 @@ def _cells(row: ManifestRow, folder: Path) -> dict[str, str]:
     'image': relative(row.image),
     'infection_mask': relative(row.infection_mask),
     'lung_mask': relative(row.lung_mask),
+    'susceptible_mask': relative(row.susceptible_mask),
     'window_level_hu': number(row.window and row.window.level_hu),
     'window_width_hu': number(row.window and row.window.width_hu),
     'stage': row.stage,

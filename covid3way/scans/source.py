@@ -48,8 +48,15 @@ def read_scan(row: ManifestRow) -> base.Scan:
   """Read the scan of a row, whatever its format.
 
   Raises:
+    InputError: it was simulated.
     Covid3wayError: see `dicom.read_series` and `nifti.read_scan`.
   """
+  if row.is_simulated:
+    raise base.InputError(
+      row.scan_id,
+      'a group of the store, in standard space only',
+      'it is there to train on: give its store to the train job',
+    )
   read = nifti.read_scan if _is_nifti(row.image) else dicom.read_series
   return read(row.image, scan_id=row.scan_id)
 

@@ -1,10 +1,11 @@
 """The zarr store: one group per scan, in the standard space.
 
 A group `<scan_id>.zarr` (zarr v3) holds `signal` (float16, window units), `lungs`
-(uint8: 1 left, 2 right) and, when there is a reference, `infection` (uint8). Chunks
-are cubes of 64, because we slice along three axes. The group's attributes hold where
-the scan lies in the standard space, its own grid, window, provenance and warnings:
-all that the way back needs.
+(uint8: 1 left, 2 right) and, when there is a reference, `infection` (uint8); also
+`susceptible` (uint8), when a mask was given of where infection may appear. Chunks are
+cubes of 64, because we slice along three axes. The group's attributes hold where the
+scan lies in the standard space, its own grid, window, provenance and warnings: all
+that the way back needs.
 """
 
 import dataclasses
@@ -20,7 +21,12 @@ from covid3way.base import InputError
 from covid3way.scans.files import whole
 
 CHUNK_VOXELS = 64
-_DTYPES = {'signal': 'float16', 'lungs': 'uint8', 'infection': 'uint8'}
+_DTYPES = {
+  'signal': 'float16',
+  'lungs': 'uint8',
+  'infection': 'uint8',
+  'susceptible': 'uint8',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,7 @@ def write_group(
 
   Args:
     path: of the group.
-    volumes: (x, y, z) arrays named `signal`, `lungs`, `infection`.
+    volumes: (x, y, z) arrays named `signal`, `lungs`, `infection`, `susceptible`.
     attributes: JSON values.
   """
   with whole(path) as aside:

@@ -63,7 +63,10 @@ def needed_for(infection: jax.Array) -> jax.Array:
 
 
 def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Array]:
-  """Blocks for a state, and whether `capacity` slots were enough for them."""
+  """Blocks for a state, and whether `capacity` slots were enough for them.
+
+  With a slot for every block of the grid, all are active from the start.
+  """
   grid = grid_of(state.signal.shape)
   total = int(np.prod(grid))
   shape = (capacity, EDGE, EDGE, EDGE)
@@ -76,7 +79,8 @@ def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Arr
     used=jnp.int32(0),
     grid=grid,
   )
-  return activate(empty, needed_for(state.infection), state, anatomy, capacity)
+  needed = jnp.ones(total, bool) if capacity >= total else needed_for(state.infection)
+  return activate(empty, needed, state, anatomy, capacity)
 
 
 def unpack(blocks: Blocks, state: State) -> State:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 
 from covid3way.simulator.parameters import BOUNDS, Bound, Parameters
 
-# "we assume that within 24 hours of time, each infection region evolves for 100 times."
+# "within 24 hours of time, each infection region evolves for 100 times"
 TRANSITIONS_PER_DAY = 100
-# "when the signal intensity is smaller than -0.15, the voxel will become a normal voxel"
+# "when the signal intensity is smaller than -0.15, the voxel will become a normal
+# voxel": until then it is infected.
 RECOVERY = -0.15
 # "we should use different evolution functions to describe voxels with signals greater
 # and less than 0": below it a voxel is ground glass, from it on consolidation.

@@ -16,7 +16,7 @@ from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
 _DRAWS = 1024  # Places tried for satellites in one transition.
-_SMALL = 512  # Slots up to which their number doubles.
+_SMALL = 256  # Slots that cost less than compiling for fewer.
 _SLACK = 8  # A transition may add one block per so many slots.
 
 
@@ -56,10 +56,16 @@ def observe(
   start: int = 0,
   what: Callable[[jax.Array, jax.Array], Any] | None = None,
 ) -> tuple[State, Any]:
-  """`run`, with the same arguments, that also watches every transition.
+  """`run` that also watches every transition.
 
   Args:
-    key, state, w, anatomy, settings, steps, start: see `run`.
+    key: see `run`, like all that follow but the last.
+    state: Y before.
+    w: parameters.
+    anatomy: of the volume.
+    settings: law and morphology.
+    steps: transitions.
+    start: number of the first one.
     what: (signal, infection) of the active blocks, (n, 8, 8, 8) each, after a
       transition -> a pytree of arrays: counts, histograms.
 
@@ -69,7 +75,7 @@ def observe(
   needed = int(_count_needed(state.infection))
   seen, reached = [], start
   while not seen or reached < start + steps:
-    begun, capacity = reached, _capacity(needed)
+    begun, capacity = reached, _capacity(needed, state.signal.shape)
     state, reached, part = advance(
       key, state, w, anatomy, settings, begun, start + steps,
       capacity=capacity, what=what, length=steps if what else 0,
@@ -101,7 +107,7 @@ def advance(
   """
   held, fits = tiles.pack(state, anatomy, capacity)
   share = jnp.mean(anatomy.susceptible, dtype=jnp.float32)
-  most = max(capacity // _SLACK, 8)
+  most, total = max(capacity // _SLACK, 8), len(held.slot) - 1
   watched = jax.eval_shape(what, held.signal, held.infection) if what else None
   seen = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), watched)
 
@@ -113,14 +119,16 @@ def advance(
     held, t, _, seen = carry
     here = jax.random.fold_in(key, t)
     seeds = _satellites(here, held, w, anatomy, settings, share)
-    needed = tiles.needed_by(held) | _blocks_of(seeds, held.grid)
-    held, fits = tiles.activate(held, needed, state, anatomy, most)
-    held = jax.lax.cond(
-      fits,
-      lambda held: transition(here, held, w, anatomy.spacing_mm, settings, seeds),
-      lambda held: held,
-      held,
+    step = lambda held: transition(  # noqa: E731
+      here, held, w, anatomy.spacing_mm, settings, seeds
     )
+    fits = t < stop
+    if capacity < total:  # Else all blocks are active.
+      needed = tiles.needed_by(held) | _blocks_of(seeds, held.grid)
+      held, fits = tiles.activate(held, needed, state, anatomy, most)
+    # A branch is compiled apart from what surrounds it. Otherwise a product and a sum
+    # might be rounded once in one program and twice in another.
+    held = jax.lax.cond(fits, step, lambda held: held, held)
     if what:
       now = what(held.signal, held.infection)
       seen = jax.tree.map(lambda s, o: s.at[t - start].set(o, mode='drop'), seen, now)
@@ -153,11 +161,9 @@ def transition(
     seeds: (m, 3) voxels where satellites are born; beyond the volume: none.
   """
   law, before = settings.law, held.signal
-  normal_key, uniform_key = jax.random.split(key)
   pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
-  z = noise.normal(normal_key, held.number, held.grid, pitch)
-  # One draw serves both: a voxel is either infected (may convert) or not (be born).
-  u = noise.uniform(uniform_key, held.number)
+  # u serves two: a voxel is either infected (may convert) or not (may be born).
+  z, u = noise.draw(key, held.number, held.grid, pitch)
   ggo = held.infection & (before < laws.STAGE)
 
   born = u < _births(held, ggo, w, settings)
@@ -201,15 +207,16 @@ def _satellites(key, held, w, anatomy, settings, share) -> jax.Array | None:
   if not settings.seeding:
     return None
   ggo = (held.infection & (held.signal < laws.STAGE)).sum()
-  place_key, chance_key = jax.random.split(jax.random.fold_in(key, 1))
   shape = jnp.array(anatomy.susceptible.shape)
-  at = jax.random.randint(place_key, (_DRAWS, 3), 0, shape)
+  u = jnp.stack(noise.uniforms(key, jnp.arange(2 * _DRAWS), noise.SATELLITES))
+  u = u.reshape(4, _DRAWS)
+  at = (u[:3].T * shape).astype(jnp.int32)
   where = tuple(at.T)
   weight = anatomy.susceptible[where].astype(jnp.float32)
   if anatomy.prior is not None:
     weight *= anatomy.prior[where]
   chance = w.growth * ggo * settings.seeding / (_DRAWS * jnp.maximum(share, 1e-9))
-  chosen = jax.random.uniform(chance_key, (_DRAWS,)) < chance * weight
+  chosen = u[3] < chance * weight
   return jnp.where(chosen[:, None], at, shape)
 
 
@@ -235,9 +242,9 @@ def _count_needed(infection: jax.Array) -> jax.Array:
   return tiles.needed_for(infection).sum()
 
 
-def _capacity(needed: int) -> int:
+def _capacity(needed: int, shape: tuple[int, int, int]) -> int:
   """Slots for so many blocks: room to grow, few sizes to compile for."""
-  size = 1.15 * needed
-  if size <= _SMALL:  # Where slots cost little and compiling costs most.
-    return 1 << max(int(np.ceil(np.log2(max(size, 1)))), 6)
-  return int(_SMALL * 1.25 ** np.ceil(np.log(size / _SMALL) / np.log(1.25)))
+  size = max(1.15 * needed / _SMALL, 1)
+  step = 2 if size <= 2 else 1.25
+  size = _SMALL * step ** np.ceil(np.log(size) / np.log(step))
+  return int(min(size, np.prod(tiles.grid_of(shape))))

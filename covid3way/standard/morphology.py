@@ -14,6 +14,23 @@ def block_mean(hu: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
   return hu
 
 
+def between_blocks(
+  means: np.ndarray, factors: tuple[int, int, int], shape: tuple[int, int, int]
+) -> np.ndarray:
+  """Block means -> `shape`, linear between the blocks' centres, constant beyond."""
+  for axis, (factor, n) in enumerate(zip(factors, shape, strict=True)):
+    last = means.shape[axis] - 1
+    at = np.clip((np.arange(n) + 0.5) / factor - 0.5, 0, last)
+    low = np.minimum(at.astype(int), max(last - 1, 0))
+    toward_next = np.expand_dims((at - low).astype(np.float32), (0, 1))
+    result = means.take(low, axis)
+    step = means.take(np.minimum(low + 1, last), axis)
+    step -= result
+    step *= np.moveaxis(toward_next, -1, axis)
+    means = result + step
+  return means
+
+
 def grow(volume: np.ndarray, radius_mm: float, mm: np.ndarray) -> np.ndarray:
   """Dilated with a box that reaches `radius_mm` to each side; labels grow too."""
   box = [2 * round(radius_mm / s) + 1 for s in mm]

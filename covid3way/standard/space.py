@@ -10,6 +10,9 @@ from covid3way.standard import resample
 
 EXTENT_MM = (334.0, 334.0, 512.0)
 
+Region = tuple[slice, slice, slice]
+WHOLE: Region = (slice(None),) * 3
+
 
 @dataclasses.dataclass(frozen=True)
 class StandardSpace:
@@ -154,20 +157,30 @@ def _cast_linear(mask: np.ndarray, placement: Placement) -> np.ndarray:
   return np.asarray(resample.apply(mask.astype(np.float32), weights))
 
 
-def return_volume(volume: np.ndarray, placement: Placement) -> np.ndarray:
+def return_volume(
+  volume: np.ndarray, placement: Placement, region: Region = WHOLE
+) -> np.ndarray:
   """Standard space -> own grid by linear interpolation, zero outside the space.
+
+  Args:
+    volume: (x', y', z') of the standard space's shape.
+    placement: of the own grid.
+    region: of the own grid, which alone is computed.
 
   Returns:
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
   """
   weights = _weights(resample.triangle, placement, inverse=True)
-  return np.asarray(resample.apply(volume, weights))
+  chosen = tuple(w[part] for w, part in zip(weights, region, strict=True))
+  return np.asarray(resample.apply(volume, chosen))
 
 
-def return_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
+def return_mask(
+  mask: np.ndarray, placement: Placement, region: Region = WHOLE
+) -> np.ndarray:
   """Standard-space mask -> own grid; binary, because it is cut at one half.
 
   Returns:
-    (x, y, z) bool on the own grid.
+    (x, y, z) bool on the own grid, or on its region.
   """
-  return return_volume(mask.astype(np.float32), placement) > 0.5
+  return return_volume(mask.astype(np.float32), placement, region) > 0.5

@@ -1,0 +1,238 @@
+"""Makes training data: runs the fitted law from stored scans and keeps a few states."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from covid3way import progress
+from covid3way.base import ConfigError, SerialError
+from covid3way.jobs import fit, laws, series
+from covid3way.jobs.batch import claim, for_each, required
+from covid3way.jobs.series import SerialScan, Series
+from covid3way.scans import source, store
+from covid3way.scans.manifest import ManifestRow, file_name, write_manifest
+from covid3way.simulator import serial, trajectory
+from covid3way.simulator.law import TRANSITIONS_PER_DAY
+from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.serial import Pair
+from covid3way.simulator.state import Settings, State
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Adds simulated scans to `store/` under the workdir; writes `augmented.csv`.
+
+  Reads `config.input` and what the fit job wrote in this workdir, store and fits.
+  """
+  rows = source.resolve(Path(required(config, 'input')))
+  settings = laws.simulator_settings(config.simulator)
+  _check(config.augmentation)
+  folder = workdir / 'store'
+  chosen = {'simulator': config.simulator.to_dict(), **config.augmentation.to_dict()}
+  claim(workdir, 'augment', chosen)
+  patients = series.by_patient(rows)
+  try:
+    for_each(
+      patients,
+      lambda known: _augment(known, settings, config, folder, workdir),
+      what='augment',
+      workdir=workdir,
+      kind='patients',
+    )
+  finally:
+    real = [row for row in rows if not row.is_simulated]
+    made = _simulated_rows(folder, {row.scan_id for row in real})
+    write_manifest(workdir / 'augmented.csv', [*real, *made])
+    progress.say(f'{len(made)} simulated scans of {len(real)} scans under {folder}')
+
+
+def _check(section: ConfigDict) -> None:
+  """Refuses what cannot be drawn."""
+  for name, low, high in (('steps', 1, 10_000), ('ratio', 0, section.steps)):
+    if not low <= section[name] <= high:
+      raise ConfigError(
+        f'config.augmentation.{name}', f'{section[name]}', f'use {low} to {high}'
+      )
+  if section.begin not in ('earlier', 'later'):
+    raise ConfigError(
+      'config.augmentation.begin', f'{section.begin!r}', "use 'earlier' or 'later'"
+    )
+
+
+def _augment(
+  known: Series, settings: Settings, config: ConfigDict, folder: Path, workdir: Path
+) -> None:
+  """Simulates from every pair of one patient what is not there yet."""
+  pairs, path = known.pairs(), fit.fit_path(workdir, known.patient_id)
+  subject = f'patient {known.patient_id}'
+  if not path.exists():
+    found = f'no fits of this patient in {workdir}'
+    raise SerialError(subject, found, 'run the fit job there first')
+  fits = json.loads(path.read_text())
+  if fits['law'] != config.simulator.law:
+    found = f'{path.name} was fitted with the law {fits["law"]}'
+    raise SerialError(
+      subject, found, 'give config.simulator.law that name, or fit again'
+    )
+  if not fit.covers(fits, pairs):
+    found = f'{path.name} holds other pairs than the manifest'
+    raise SerialError(subject, found, 'run the fit job again')
+  for pair, fitted in zip(pairs, fits['pairs'], strict=True):
+    w = laws.parameters_of(fitted['W'], settings.law, subject=pair.subject)
+    plan = _plan(pair, fitted['W'], known, config)
+    paths = {kept: plan.path(kept, folder) for kept in plan.kept}
+    missing = {k: p for k, p in paths.items() if not _is_finished(p, plan.about(k))}
+    if missing:
+      _simulate(plan, missing, w, settings, folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """What is simulated from one pair.
+
+  Attributes:
+    pair: whose law is run.
+    parent: the scan it is run from.
+    start: where that is on the patient's time line, in transitions.
+    first_day: of the patient's first scan.
+    kept: transitions after which the state is stored, ascending.
+    seed: of the simulation.
+    facts: of the simulated scans, as JSON values.
+  """
+
+  pair: Pair
+  parent: ManifestRow
+  start: int
+  first_day: float | None
+  kept: tuple[int, ...]
+  seed: int
+  facts: Mapping[str, Any]
+
+  @property
+  def is_invented(self) -> bool:
+    """Whether the law is run from the invented start."""
+    return self.start == 0
+
+  def path(self, kept: int, folder: Path) -> Path:
+    """Of the group; the time line's number, so that no two pairs share a name."""
+    name = f'{self.parent.scan_id}-sim-{self.start + kept:04}'
+    return store.group_path(folder, file_name(name, 'sim'))
+
+  def day(self, kept: int) -> float | None:
+    """On the patient's own scale, if there is one."""
+    elapsed = self.start + kept - serial.FIRST_TRANSITION
+    known = self.first_day is not None
+    return self.first_day + elapsed / TRANSITIONS_PER_DAY if known else None
+
+  def about(self, kept: int) -> dict[str, Any]:
+    """What a simulated scan's attributes say of its origin."""
+    return {**self.facts, 'transitions': kept}
+
+
+def _plan(
+  pair: Pair, values: Mapping[str, Any], known: Series, config: ConfigDict
+) -> _Plan:
+  """The plan of one pair: it depends on the seed and the names of patient and scans."""
+  section = config.augmentation
+  later = section.begin == 'later'
+  parent = known.row(pair.to_scan if later else pair.from_scan or pair.to_scan)
+  seed = series.seed_of(section.seed, pair.patient_id, pair.from_scan, pair.to_scan)
+  rng = np.random.default_rng(seed)
+  facts = {
+    'parent_scan': parent.scan_id,
+    'from_scan': pair.from_scan,
+    'to_scan': pair.to_scan,
+    'begin': section.begin,
+    'W': dict(values),
+    'seed': section.seed,
+    'law': config.simulator.law,
+    'settings': {k: v for k, v in config.simulator.to_dict().items() if k != 'law'},
+  }
+  return _Plan(
+    pair,
+    parent,
+    pair.start + later * pair.transitions,
+    known.rows[0].day,
+    tuple(serial.kept_transitions(rng, section.ratio, section.steps).tolist()),
+    seed,
+    facts,
+  )
+
+
+def _simulate(
+  plan: _Plan,
+  missing: Mapping[int, Path],
+  w: Parameters,
+  settings: Settings,
+  folder: Path,
+) -> None:
+  """Runs the law once and stores the states that are missing."""
+  stored = store.open_group(store.group_path(folder, plan.parent.scan_id))
+  scan = series.read(stored, plan.pair)
+  start_key, key = jax.random.split(jax.random.key(plan.seed))
+  state = State(jnp.asarray(scan.signal), jnp.asarray(scan.infection))
+  if plan.is_invented:
+    state = serial.invented_start(start_key, state.signal, scan.infection)
+  anatomy, done = series.anatomy(scan), 0
+  for kept, path in missing.items():
+    state = trajectory.run(
+      key, state, w, anatomy, settings, steps=kept - done, start=done
+    )
+    _write(path, state, scan, plan.day(kept), plan.about(kept))
+    done = kept
+
+
+def _is_finished(path: Path, about: Mapping[str, Any]) -> bool:
+  """Whether a group is there.
+
+  Raises:
+    ConfigError: it is, but is not what would be written.
+  """
+  if not path.exists():
+    return False
+  found = store.open_group(path).attributes.get('simulated')
+  if found != json.loads(json.dumps(about)):
+    raise ConfigError(
+      path.stem, 'simulated with another W or other settings', f'remove {path}'
+    )
+  return True
+
+
+def _write(
+  path: Path,
+  state: State,
+  scan: SerialScan,
+  day: float | None,
+  about: Mapping[str, Any],
+) -> None:
+  """Stores a simulated scan in the form of the scan it was simulated from."""
+  volumes = {'signal': state.signal, 'lungs': scan.lungs, 'infection': state.infection}
+  if 'susceptible' in scan.stored.volumes:
+    volumes['susceptible'] = scan.stored.volumes['susceptible'].read().result()
+  known = scan.stored.attributes
+  dropped = [dataclasses.asdict(warning) for warning in scan.warnings]
+  attributes = {
+    **known,
+    'scan_id': path.stem,
+    'day': day,
+    'warnings': known['warnings'] + dropped,
+    'simulated': about,
+  }
+  store.write_group(path, volumes, attributes)
+
+
+def _simulated_rows(folder: Path, parents: Collection[str]) -> list[ManifestRow]:
+  """Rows of the simulated scans of these parents that are in the store."""
+  rows = []
+  for path in sorted(folder.glob('*.zarr')):
+    known = store.open_group(path).attributes
+    if known.get('simulated', {}).get('parent_scan') in parents:
+      fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
+      rows.append(ManifestRow(image=path, **{field: known[field] for field in fields}))
+  return rows

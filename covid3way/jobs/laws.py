@@ -1,0 +1,91 @@
+"""Config sections -> the simulator's law, its settings and those of its fit."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from covid3way.base import ConfigError, ParameterError
+from covid3way.simulator import parameters
+from covid3way.simulator.fit import FitSettings
+from covid3way.simulator.law import Law
+from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.state import Settings
+
+_FIELD = 'config.simulator.law'
+
+
+def load_law(dotted: str) -> Law:
+  """The law that a dotted name stands for, `package.module.NAME`.
+
+  Raises:
+    ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound.
+  """
+  module, _, name = dotted.rpartition('.')
+  try:
+    law = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ConfigError(
+      _FIELD,
+      f'{dotted!r}: {error}',
+      'give package.module.NAME, importable where the program is started',
+    ) from error
+  if not isinstance(law, Law):
+    found = f'{dotted!r} is a {type(law).__name__}'
+    raise ConfigError(_FIELD, found, 'give the name of a covid3way.simulator.law.Law')
+  missing = [f.name for f in _fields(law.parameters) if f.name not in law.bounds]
+  if missing:
+    found = f'{dotted!r} has no bound for {", ".join(missing)}'
+    raise ConfigError(_FIELD, found, 'add it to its table of bounds')
+  return law
+
+
+def simulator_settings(section: ConfigDict) -> Settings:
+  """`config.simulator` -> law and morphology.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+  knobs = {f.name: section[f.name] for f in _fields(Settings) if f.name != 'law'}
+  for name, value in knobs.items():
+    most = 1.0 if name == 'seeding' else float('inf')
+    if not 0 <= value <= most:
+      raise ConfigError(
+        f'config.simulator.{name}', f'{value:g}', f'use a number from 0 to {most:g}'
+      )
+  return Settings(law=load_law(section.law), **knobs)
+
+
+def fit_settings(section: ConfigDict) -> FitSettings:
+  """`config.fit` -> how W is searched for."""
+  return FitSettings(**{f.name: section[f.name] for f in _fields(FitSettings)})
+
+
+def parameters_of(values: Mapping[str, Any], law: Law, *, subject: str) -> Parameters:
+  """W as JSON holds it -> W.
+
+  Args:
+    values: by name.
+    law: whose parameters they are.
+    subject: patient and pair, for the message.
+
+  Raises:
+    ParameterError: a name is missing or unknown, a value is no number, not finite or
+      out of its bounds.
+  """
+  names = [f.name for f in _fields(law.parameters)]
+  differ = sorted(set(values) ^ set(names))
+  if differ:
+    found = f'W with {", ".join(sorted(values))}'
+    raise ParameterError(subject, found, f'W holds {", ".join(names)}: run fit again')
+  wrong = [n for n in names if type(values[n]) not in (int, float)]
+  if wrong:
+    found = f'{wrong[0]} = {values[wrong[0]]!r}'
+    raise ParameterError(subject, found, 'use numbers')
+  return parameters.check(law.parameters(**values), subject=subject, bounds=law.bounds)
+
+
+def _fields(kind: type) -> tuple[dataclasses.Field, ...]:
+  return dataclasses.fields(kind)

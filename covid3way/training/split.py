@@ -1,0 +1,81 @@
+"""Which scans train and which validate: by patient, with no way around it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from covid3way.base import ConfigError, LeakError
+from covid3way.scans.store import StoredScan
+
+
+def split(
+  scans: Sequence[StoredScan], *, validation_share: float, simulated: bool, seed: int
+) -> tuple[list[StoredScan], list[StoredScan]]:
+  """Training and validation scans: no patient, real or simulated, is on both sides.
+
+  Only real scans validate. Simulated scans of patients that validate are used nowhere,
+  and simulated scans do not change which patients these are.
+
+  Args:
+    scans: of a store.
+    validation_share: of the patients.
+    simulated: whether simulated scans are trained on.
+    seed: of the draw.
+
+  Raises:
+    LeakError: a group is not what its attributes say, so its patient is in doubt.
+    ConfigError: no patient is left to train on.
+  """
+  check_origin(scans)
+  real = [s for s in scans if 'simulated' not in s.attributes]
+  patients = sorted({s.attributes['patient_id'] for s in real})
+  order = np.random.default_rng(seed).permutation(len(patients))
+  held_out = {patients[i] for i in order[: round(validation_share * len(patients))]}
+  if len(held_out) == len(patients):
+    raise ConfigError(
+      'config.training.validation_share',
+      f'{validation_share} of {len(patients)} patients leaves none to train',
+      'lower it or add patients',
+    )
+  usable = scans if simulated else real
+  training = [s for s in usable if s.attributes['patient_id'] not in held_out]
+  return training, [s for s in real if s.attributes['patient_id'] in held_out]
+
+
+def check_origin(scans: Sequence[StoredScan]) -> None:
+  """Every group is the scan it says, every simulated one of its parent's patient.
+
+  Raises:
+    LeakError: a group was renamed, copied in from another store, or altered.
+  """
+  real = {s.scan_id: s for s in scans if 'simulated' not in s.attributes}
+  for scan in scans:
+    known = scan.attributes
+    if known.get('scan_id') != scan.scan_id:
+      raise LeakError(
+        scan.scan_id,
+        f'its attributes are those of scan {known.get("scan_id")!r}',
+        'a group cannot be renamed: remove it and preprocess again',
+      )
+    if not known.get('patient_id'):
+      remedy = 'remove it and preprocess again'
+      raise LeakError(scan.scan_id, 'it belongs to no patient', remedy)
+    if scan.scan_id not in real:
+      _check_parent(scan, real)
+
+
+def _check_parent(scan: StoredScan, real: dict[str, StoredScan]) -> None:
+  parent_id = dict(scan.attributes['simulated'] or {}).get('parent_scan')
+  if parent_id not in real:
+    raise LeakError(
+      scan.scan_id,
+      f'simulated from {parent_id!r}, which is no real scan of this store',
+      'keep simulated scans in the store of their parents, or remove them',
+    )
+  patient, own = real[parent_id].attributes['patient_id'], scan.attributes['patient_id']
+  if own != patient:
+    raise LeakError(
+      scan.scan_id,
+      f'it says patient {own}, but was simulated from {parent_id} of patient {patient}',
+      'remove it and run augment again',
+    )

@@ -44,14 +44,21 @@ def test_recovers_from_the_invented_start(name):
 
 @pytest.mark.parametrize('name', TRUTHS)
 def test_recovers_between_two_scans(name):
-  # Early, while the histogram still changes its shape: later on, scaling is perfect.
-  first = evolve(TRUTHS[name], START, 150)
+  first = evolve(TRUTHS[name], START, 300)
   observed = evolve(TRUTHS[name], first, 500)
   found = fit.fit(first, observed, 500, settings=FAST)
   assert found.relative_loss < 1e-3
   assert found.better
-  later = evolve(TRUTHS[name], observed, 300)
-  assert forecast_is_better(found.w, observed, later, 300)
+
+
+@pytest.mark.parametrize('name', TRUTHS)
+def test_two_scans_foretell_the_third(name):
+  # Early, while the histogram still changes its shape: later on, scaling is perfect.
+  first = evolve(TRUTHS[name], START, 100)
+  second = evolve(TRUTHS[name], first, 200)
+  found = fit.fit(first, second, 200, settings=FAST)
+  third = evolve(TRUTHS[name], second, 300)
+  assert forecast_is_better(found.w, second, third, 300)
 
 
 @pytest.mark.parametrize('voxels', [2_000, 100_000])

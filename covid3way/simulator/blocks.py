@@ -1,4 +1,4 @@
-"""The volume as blocks of 8 x 8 x 8 voxels, of which only the active ones are kept.
+"""The volume as blocks of 4 x 4 x 4 voxels, of which only the active ones are kept.
 
 A block is active when an infected voxel lies in it or touches it, so that all that can
 change in a transition lies in active blocks; work follows the infection and its
@@ -14,8 +14,9 @@ from flax import struct
 
 from covid3way.simulator.state import Anatomy, State
 
-EDGE = 8
+EDGE = 4
 _AXES = (1, 2, 3)
+_ROW = 64
 _OFFSETS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 
 
@@ -24,9 +25,9 @@ class Blocks:
   """Active blocks in slots; unused slots hold nothing infected nor susceptible.
 
   Attributes:
-    signal: (n, 8, 8, 8) float32.
-    infection: (n, 8, 8, 8) bool.
-    weight: (n, 8, 8, 8) float32, how readily a voxel is infected, 0 to 1; 0 where it
+    signal: (n, 4, 4, 4) float32.
+    infection: (n, 4, 4, 4) bool.
+    weight: (n, 4, 4, 4) float32, how readily a voxel is infected, 0 to 1; 0 where it
       is not susceptible.
     number: (n,) int32, which block of the grid lies in a slot; beyond the grid when the
       slot is unused.
@@ -86,7 +87,7 @@ def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Arr
 def unpack(blocks: Blocks, state: State) -> State:
   """`state` with what the blocks hold written over it."""
   shape = state.signal.shape
-  at = _coordinates(blocks.number, blocks.grid) * EDGE
+  at = coordinates(blocks.number, blocks.grid) * EDGE
   index = at[:, :, None] + jnp.arange(EDGE)
   # Unused slots lie beyond the volume, and so does the overhang of the last blocks.
   used = blocks.number < np.prod(blocks.grid)
@@ -119,8 +120,7 @@ def activate(
   fits = (count <= most) & (blocks.used + count <= capacity)
 
   def add(blocks):
-    (number,) = jnp.nonzero(new, size=most, fill_value=total)
-    number = number.astype(jnp.int32)
+    number = _first(new, most)
     rank = jnp.arange(most, dtype=jnp.int32)
     place = jnp.where(number < total, blocks.used + rank, capacity)
     signal, infection, weight = _gather(number, blocks.grid, state, anatomy)
@@ -152,10 +152,10 @@ def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
 
   Args:
     blocks: whose slots the mask uses; all blocks that the mask touches are active.
-    mask: (n, 8, 8, 8) bool.
+    mask: (n, 4, 4, 4) bool.
 
   Returns:
-    (n, 8, 8, 8) uint8. Outside the volume there is nothing.
+    (n, 4, 4, 4) uint8. Outside the volume there is nothing.
   """
   count = mask.astype(jnp.uint8)
   for axis in _AXES:
@@ -172,14 +172,28 @@ def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
   return count
 
 
+def _first(mask: jax.Array, most: int) -> jax.Array:
+  """Where a mask (m,) is true, at most `most` times: (most,) int32, filled up with m.
+
+  Only rows of it with something in them are searched voxel by voxel.
+  """
+  m = len(mask)
+  rows = jnp.pad(mask, (0, -m % _ROW)).reshape(-1, _ROW)
+  (row,) = jnp.nonzero(rows.any(axis=1), size=most, fill_value=len(rows))
+  found = jnp.take(rows, row, axis=0, mode='fill', fill_value=False).ravel()
+  (place,) = jnp.nonzero(found, size=most, fill_value=most * _ROW)
+  row = jnp.append(row, len(rows))[place // _ROW]
+  return jnp.minimum(row * _ROW + place % _ROW, m).astype(jnp.int32)
+
+
 def _ends(mask: jax.Array, axis: int) -> jax.Array:
   """Along an axis: its first voxel, any of them, its last."""
   first, last = (jax.lax.index_in_dim(mask, i, axis) for i in (0, EDGE - 1))
   return jnp.concatenate([first, mask.any(axis, keepdims=True), last], axis)
 
 
-def _coordinates(number: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-  """(n,) block numbers -> (n, 3) places in the grid."""
+def coordinates(number: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+  """(n,) block numbers -> (n, 3) int32 places in the grid."""
   return jnp.stack(
     [number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]],
     axis=-1,
@@ -188,7 +202,7 @@ def _coordinates(number: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
 
 def _neighbour(blocks: Blocks, offsets: np.ndarray) -> jax.Array:
   """(n, k) numbers of the blocks at k offsets; beyond the grid where there is none."""
-  at = _coordinates(blocks.number, blocks.grid)[:, None] + jnp.asarray(offsets)
+  at = coordinates(blocks.number, blocks.grid)[:, None] + jnp.asarray(offsets)
   gx, gy, gz = blocks.grid
   inside = ((at >= 0) & (at < jnp.array(blocks.grid))).all(axis=-1)
   number = (at[..., 0] * gy + at[..., 1]) * gz + at[..., 2]
@@ -197,7 +211,7 @@ def _neighbour(blocks: Blocks, offsets: np.ndarray) -> jax.Array:
 
 def _gather(number, grid, state: State, anatomy: Anatomy):
   """Signal, infection and weight of blocks (m,), 0 beyond the volume."""
-  at = _coordinates(number, grid) * EDGE
+  at = coordinates(number, grid) * EDGE
   index = at[:, :, None] + jnp.arange(EDGE)
   where = (
     index[:, 0, :, None, None], index[:, 1, None, :, None], index[:, 2, None, None, :]

@@ -1,63 +1,43 @@
-"""Noise that belongs to places: a voxel's draws depend on key and block alone.
+"""Noise that belongs to places: a voxel's draws depend on key and place alone.
 
 So a simulation gives the same bits whatever else is active, padded or in the batch.
 """
-
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import threefry_2x32
 
-from covid3way.simulator.blocks import EDGE
+from covid3way.simulator.blocks import EDGE, Blocks, coordinates
 
-# Voxels between lattice points. They divide a block, and two blocks of lattice reach
-# over one block of voxels wherever the lattice is shifted to.
-_PITCHES = (1, 2, 4)
-_VOXELS, _LATTICE, _SHIFT, SATELLITES = range(4)  # What draws are for.
-Triple = tuple[int, int, int]
+_VOXELS, _CELLS, _SHIFT, SATELLITES = range(4)  # What draws are for.
 
 
 def draw(
-  key: jax.Array, number: jax.Array, grid: Triple, pitch: Triple = (1, 1, 1)
+  key: jax.Array, held: Blocks, pitch: tuple[int, int, int] = (1, 1, 1)
 ) -> tuple[jax.Array, jax.Array]:
-  """What chance decides in one transition, two times (n, 8, 8, 8) float32.
+  """What chance decides in one transition, two times (n, 4, 4, 4) float32.
 
-  Correlated noise is white noise on a lattice, interpolated linearly with weights of
-  unit length: every voxel stays exactly unit normal, and the population law exact. The
-  lattice shifts with the key, so that in the long run no voxel is nearer to it.
+  Correlated noise is one draw for all voxels of a cell: every voxel is exactly unit
+  normal, which the population law asks for. The cells shift with the key, so that over
+  some transitions nothing is left of their borders, and the correlation of what adds
+  up falls linearly to 0 over a cell's width.
 
   Args:
     key: of this transition.
-    number: (n,) block numbers.
-    grid: blocks along x, y, z.
-    pitch: lattice spacing along x, y, z, one of 1, 2, 4 voxels: about the correlation
-      length. 1 is white.
+    held: active blocks.
+    pitch: voxels of a cell along x, y, z; 1 is white.
 
   Returns:
     z, unit normal, and u, uniform in [0, 1) and white.
   """
-  voxel = number[:, None] * EDGE**3 + jnp.arange(EDGE**3)
-  first, second = uniforms(key, voxel.reshape(-1, EDGE, EDGE, EDGE), _VOXELS)
-  if pitch == (1, 1, 1):
-    return _normal(first), second
-  _, gy, gz = grid
-  x, y, z = number // (gy * gz), number // gz % gy, number % gz
-  offsets = np.array(list(itertools.product((0, 1), repeat=3)))
-  # Lattices are numbered as blocks of a grid that is one block larger on every side.
-  at = [c[:, None] + offsets[:, i] for i, c in enumerate((x, y, z))]
-  unique = (at[0] * (gy + 1) + at[1]) * (gz + 1) + at[2]
-  points = tuple(EDGE // p for p in pitch)
-  inside = jnp.arange(np.prod(points)).reshape(points)
-  lattice = unique[:, :, None, None, None] * EDGE**3 + inside
-  field = _normal(uniforms(key, lattice, _LATTICE)[0])
-  field = field.reshape(-1, 2, 2, 2, *points).transpose(0, 1, 4, 2, 5, 3, 6)
-  field = field.reshape(-1, *(2 * p for p in points))
-  shifts = uniforms(key, jnp.arange(3), _SHIFT)[0] * jnp.array(pitch)
-  for axis, (p, shift) in enumerate(zip(pitch, shifts.astype(int), strict=True)):
-    field = _interpolate(field, axis + 1, p, shift)
-  return field, second
+  voxels = held.number[:, None] * EDGE**3 + jnp.arange(EDGE**3)
+  first, second = uniforms(key, voxels.reshape(-1, EDGE, EDGE, EDGE), _VOXELS)
+  if pitch != (1, 1, 1):
+    shifts = jnp.floor(uniforms(key, jnp.arange(3), _SHIFT)[0] * jnp.array(pitch))
+    first, _ = uniforms(key, _cells(held, pitch, shifts.astype(jnp.int32)), _CELLS)
+  # The 2 ** 23 steps of a uniform draw are centred, so that none is at an end.
+  return np.sqrt(2) * jax.scipy.special.erfinv(2 * first - (1 - 2.0**-23)), second
 
 
 def uniforms(
@@ -74,21 +54,19 @@ def uniforms(
   return tuple(floats.reshape(2, *number.shape))
 
 
-def pitch_for(noise_mm: float, spacing_mm: tuple[float, float, float]) -> Triple:
-  """The lattice spacing, in voxels, nearest to a correlation length."""
-  wanted = [np.log(max(noise_mm, 1e-6) / s) for s in spacing_mm]
-  return tuple(min(_PITCHES, key=lambda p, w=w: abs(np.log(p) - w)) for w in wanted)
+def pitch_for(
+  noise_mm: float, spacing_mm: tuple[float, float, float]
+) -> tuple[int, int, int]:
+  """The cell, in voxels, whose sides are nearest to a correlation length."""
+  return tuple(max(round(noise_mm / s), 1) for s in spacing_mm)
 
 
-def _normal(uniform: jax.Array) -> jax.Array:
-  """Unit normal out of [0, 1); its 2 ** 23 steps are centred, so that none is at 0."""
-  return np.sqrt(2) * jax.scipy.special.erfinv(2 * uniform - (1 - 2.0**-23))
-
-
-def _interpolate(field: jax.Array, axis: int, pitch: int, shift: jax.Array):
-  """A lattice along one axis -> its 8 voxels, weighted to unit length."""
-  position = jnp.arange(EDGE) + shift
-  below = position // pitch
-  share = (position % pitch / pitch).reshape([-1 if a == axis else 1 for a in range(4)])
-  low, high = (jnp.take(field, below + i, axis=axis) for i in (0, 1))
-  return ((1 - share) * low + share * high) / jnp.sqrt((1 - share) ** 2 + share**2)
+def _cells(held: Blocks, pitch: tuple[int, int, int], shifts: jax.Array) -> jax.Array:
+  """Number of the cell that each voxel lies in, (n, 4, 4, 4) int32."""
+  at = coordinates(held.number, held.grid) * EDGE
+  number = 0
+  for axis, p in enumerate(pitch):
+    line = (at[:, axis, None] + jnp.arange(EDGE) + shifts[axis]) // p
+    line = jnp.expand_dims(line, [1 + a for a in range(3) if a != axis])
+    number = number * (held.grid[axis] * EDGE // p + 2) + line
+  return number

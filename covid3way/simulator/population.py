@@ -8,7 +8,8 @@ L(W) of Eq. (3), and differentiable in W. K is built from the functions that mov
 Three things make it exact where a plain histogram would not be. The transition density
 is integrated over the bins. A bin's mass sits at its centre, which adds BIN^2 / 12 of
 variance in every transition, so the noise is reduced by as much (Sheppard's
-correction). And the thresholds 0 and -0.15 are edges of bins.
+correction). And the thresholds 0 and -0.15 are edges of bins. What remains: a start
+that lies all at -0.15 is spread over two bins, at the cost of 1 to 2 % of its volume.
 
 Signals outside [-0.25, 0.6] count in the end bins, as they do in an observed histogram.
 """
@@ -138,7 +139,6 @@ def _repeat_forward(tiles, growth, state, transitions, longest):
 
 
 def _repeat_backward(longest, residuals, adjoint):
-  del longest
   tiles, growth, states, transitions = residuals
 
   def step(i, carry):
@@ -148,10 +148,13 @@ def _repeat_backward(longest, residuals, adjoint):
 
   adjoints = jnp.zeros_like(states)
   adjoint, adjoints = jax.lax.fori_loop(0, transitions, step, (adjoint, adjoints))
-  for_tiles = jnp.einsum('tkj,tki->kji', states, jax.vmap(_windows)(adjoints))
+  flat = jnp.pad(adjoints.reshape(longest, -1), ((0, 0), (TILE, TILE)))
+  for_tiles = [
+    states[:, k].T @ flat[:, k * TILE : (k + 3) * TILE] for k in range(_TILES)
+  ]
   mothers = jnp.sum(states * _GIVES_BIRTH, axis=(1, 2))
   for_growth = jnp.sum(mothers * jnp.sum(adjoints * _NEWBORN, axis=(1, 2)))
-  return for_tiles, for_growth, adjoint, None
+  return jnp.stack(for_tiles), for_growth, adjoint, None
 
 
 _repeat.defvjp(_repeat_forward, _repeat_backward)
@@ -176,6 +179,6 @@ def _windows(state):
 
 def _shifted(state, by):
   """Tiles moved up by 1 or down by -1; none comes in."""
-  return jnp.pad(state, ((max(by, 0), max(-by, 0)), (0, 0)))[
-    max(-by, 0) : len(state) + max(-by, 0)
-  ]
+  none = jnp.zeros_like(state[:1])
+  parts = [none, state[:-1]] if by > 0 else [state[1:], none]
+  return jnp.concatenate(parts)

@@ -14,7 +14,7 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
   taken and the rest is lost.
 
   Args:
-    weight: (n, 8, 8, 8) float32 in [0, 1].
+    weight: (n, 4, 4, 4) float32 in [0, 1].
     total: expected number, a scalar.
   """
 
@@ -33,14 +33,14 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def exact_sum(values: jax.Array) -> jax.Array:
-  """Sum of values in [0, 1], (n, 8, 8, 8), that no order of addition can change.
+  """Sum of values in [0, 1], (n, 4, 4, 4), that no order of addition can change.
 
-  Whole numbers are added, so batches and padding give the same bits. 2 ** 18 blocks
+  Whole numbers are added, so batches and padding give the same bits. 2 ** 21 blocks
   (a volume of 512 x 512 x 512) do not overflow.
   """
-  whole = jnp.round(values * 2**_FINE).astype(jnp.int32).sum(axis=(1, 2, 3))
-  low, high = (whole & 0xFFF).sum(), (whole >> 12).sum()
-  return (high.astype(jnp.float32) * 2**12 + low) / 2**_FINE
+  whole = jnp.round(values * 2**_FINE).astype(jnp.uint32).sum(axis=(1, 2, 3))
+  low, high = (whole & 0x7FF).sum(), (whole >> 11).sum()
+  return (high.astype(jnp.float32) * 2**11 + low) / 2**_FINE
 
 
 def crowding(ggo_neighbours: jax.Array, clustering: float) -> jax.Array:

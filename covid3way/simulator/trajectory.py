@@ -16,7 +16,7 @@ from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
 _DRAWS = 1024  # Places tried for satellites in one transition.
-_SMALL = 256  # Slots that cost less than compiling for fewer.
+_SMALL = 1024  # Slots that cost less than compiling for fewer.
 _SLACK = 8  # A transition may add one block per so many slots.
 
 
@@ -66,7 +66,7 @@ def observe(
     settings: law and morphology.
     steps: transitions.
     start: number of the first one.
-    what: (signal, infection) of the active blocks, (n, 8, 8, 8) each, after a
+    what: (signal, infection) of the active blocks, (n, 4, 4, 4) each, after a
       transition -> a pytree of arrays: counts, histograms.
 
   Returns:
@@ -126,8 +126,6 @@ def advance(
     if capacity < total:  # Else all blocks are active.
       needed = tiles.needed_by(held) | _blocks_of(seeds, held.grid)
       held, fits = tiles.activate(held, needed, state, anatomy, most)
-    # A branch is compiled apart from what surrounds it. Otherwise a product and a sum
-    # might be rounded once in one program and twice in another.
     held = jax.lax.cond(fits, step, lambda held: held, held)
     if what:
       now = what(held.signal, held.infection)
@@ -163,14 +161,14 @@ def transition(
   law, before = settings.law, held.signal
   pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
   # u serves two: a voxel is either infected (may convert) or not (may be born).
-  z, u = noise.draw(key, held.number, held.grid, pitch)
+  z, u = _apart(lambda held: noise.draw(key, held, pitch), held)
   ggo = held.infection & (before < laws.STAGE)
 
   born = u < _births(held, ggo, w, settings)
   if seeds is not None:
     born |= _at(seeds, held) & ~held.infection
 
-  proposed = laws.propose(before, z, w, law)
+  proposed = _apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
   passes = u < _conversion(held, proposed, w, settings)
   after = laws.settle(before, proposed, passes)
   signal = jnp.where(held.infection, after, jnp.where(born, laws.NEWBORN, before))
@@ -178,8 +176,21 @@ def transition(
   return held.replace(signal=signal.astype(jnp.float32), infection=infection)
 
 
+def _apart(function: Callable, *args: Any) -> Any:
+  """`function(*args)`, compiled on its own, as branches are.
+
+  Merged with its surroundings it might be computed once per use of its result; and a
+  product and a sum might be rounded once in one program and twice in another.
+  """
+  shapes = jax.eval_shape(function, *args)
+  nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+  first = jax.tree.leaves(args)[0]
+  # Always true, which the compiler cannot know.
+  return jax.lax.cond(first.ravel()[0] < jnp.inf, function, nothing, *args)
+
+
 def _births(held: Blocks, ggo: jax.Array, w: Parameters, settings: Settings):
-  """Chance of every voxel to be born beside ground glass, (n, 8, 8, 8)."""
+  """Chance of every voxel to be born beside ground glass, (n, 4, 4, 4)."""
   neighbours = tiles.neighbourhood(held, ggo)
   weight = held.weight * spread.crowding(neighbours, settings.clustering)
   weight = jnp.where(held.infection, 0, weight)
@@ -229,7 +240,7 @@ def _blocks_of(seeds: jax.Array | None, grid: tuple[int, int, int]) -> jax.Array
 
 
 def _at(seeds: jax.Array, held: Blocks) -> jax.Array:
-  """(n, 8, 8, 8) bool: the voxels of (m, 3)."""
+  """(n, 4, 4, 4) bool: the voxels of (m, 3)."""
   _, gy, gz = held.grid
   x, y, z = seeds.T // EDGE
   number = jnp.minimum((x * gy + y) * gz + z, len(held.slot) - 1)

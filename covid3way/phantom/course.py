@@ -19,14 +19,14 @@ MORPHOLOGY = state.Settings(
   clustering=1.0, consolidation_clustering=1.5, seeding=0.002, noise_mm=4.0
 )
 # Patients whose disease is old enough for consolidation when they are first seen.
-_MIDDLE = Parameters(growth=0.0025, conversion=0.2)
+_MIDDLE = Parameters(growth=0.003, conversion=0.3)
 # Every patient's W: the middle times or divided by up to this.
 _SPREAD = {
-  'growth': 1.35,
+  'growth': 1.3,
   'ggo_gain': 1.15,
   'ggo_scale': 1.2,
   'absorption': 1.1,
-  'conversion': 1.8,
+  'conversion': 1.6,
   'consolidation_gain': 1.25,
   'consolidation_scale': 1.25,
   'noise': 1.15,

@@ -13,7 +13,8 @@ from covid3way.phantom import fields
 from covid3way.simulator.law import NEWBORN, STAGE
 
 GGO, CONSOLIDATION = 1, 2
-_ONSET = 0.35  # Share of a lesion's final voxels that are infected at its onset.
+_ONSET = 0.5  # Share of a lesion's final voxels that are infected at its onset.
+_CORE = 0.25  # Share of them, the innermost, that begins consolidated.
 _BORDER = 0.05  # Width over which births become rare outside a lesion, in radii.
 
 
@@ -44,7 +45,7 @@ class Onset:
 
   Attributes:
     infection: bool, a sparse part of the lesions-to-be.
-    signal: float32, window units, ground glass where infected, 0 elsewhere.
+    signal: float32, window units, where infected; 0 elsewhere.
     prior: float32 in (0, 1], how readily a voxel is infected: lesions keep the shape
       they were given while they fill up, and grow over it slowly.
   """
@@ -89,7 +90,9 @@ def draw_onset(
     raise base.ConfigError('share', f'{share} is out of reach', 'use larger lesions')
   region = susceptible & (score >= border)
   infection = region & (rng.random(region.shape, np.float32) < _ONSET)
-  level = rng.uniform(NEWBORN, 0.3 * NEWBORN, region.shape).astype(np.float32)
+  level = rng.uniform(0.8 * NEWBORN, 0, region.shape).astype(np.float32)
+  core = region & (score >= np.quantile(score[region], 1 - _CORE))
+  level[core] *= -1
   outside = np.clip((border - score) / _BORDER, 0, 4)
   return Onset(infection, np.where(infection, level, np.float32(0)), np.exp(-outside))
 

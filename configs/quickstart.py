@@ -1,4 +1,4 @@
-"""The whole method on a small phantom cohort, from DICOM to Dice.
+"""The whole method on a small cohort of phantoms, serial scans included.
 
   ./launch/quickstart.sh
 
@@ -6,7 +6,9 @@ or, with the environment set up,
 
   python -m covid3way.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `results.json`, `pictures/`, `training.png`, `predictions/` and `model/`, which
+Fits the progression law to the serial scans, simulates two scans for each (ratio 2),
+trains with and without them, and compares both on patients that were held out. Writes
+`results.json`, `pictures/`, `training.png`, `fits/`, `predictions/` and `model/`, which
 `configs/predict.py` accepts as --config.model. The standard space is coarse, the
 networks are narrow, the anatomy is drawn: a demonstration, not a model for patients.
 """
@@ -24,17 +26,22 @@ def get_config(variant: str = ''):
     'space',
     'window',
     'phantom',
+    'simulator',
+    'fit',
+    'augmentation',
     'training',
     'prediction',
     'held_out_patients',
   )
   config.space.shape = (128, 128, 192)
-  config.phantom.update(patients=18, matrix=192, anatomy_spacing_mm=2.0)
+  config.phantom.update(
+    patients=12, time_points=(1, 3), matrix=192, anatomy_spacing_mm=2.4
+  )
   config.training.update(
     features=(8, 16, 32, 64, 128),
     epochs=5,
     extent_mm=(290.0, 250.0, 290.0),  # Holds the lungs, at half the work.
-    steps_per_epoch=90,
+    steps_per_epoch=50,
     batch_size=8,
     learning_rate=4e-3,
     foreground_share=0.9,
@@ -44,8 +51,13 @@ def get_config(variant: str = ''):
   )
   config.prediction.update(batch_size=8, keep_views=True)
   if variant == 'smoke':
-    config.space.shape = (48, 48, 64)
-    config.phantom.update(patients=3, matrix=64, anatomy_spacing_mm=5.0)
+    config.space.shape = (64, 64, 96)
+    # A seed whose lesions are large enough to be fitted at this size.
+    config.phantom.update(
+      patients=3, time_points=(1, 2), seed=11, matrix=64, anatomy_spacing_mm=5.0
+    )
+    config.fit.update(iterations=3, restarts=0)
+    config.augmentation.steps = 20
     config.training.update(default.SMOKE_TRAINING)
     config.held_out_patients = 1
   return config

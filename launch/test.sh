@@ -7,4 +7,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 marks=(-m "not slow")
 [[ " $* " == *" -m "* ]] && marks=()
-exec python -m pytest "${marks[@]}" "$@"
+# Two at a time: most of a test is compiling or waiting on one core.
+exec python -m pytest -n 2 --dist loadgroup "${marks[@]}" "$@"

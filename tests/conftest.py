@@ -21,6 +21,13 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
+def pytest_collection_modifyitems(items):
+  """Tests that need the quickstart run in one process: it is made once."""
+  for item in items:
+    if 'quickstart' in item.fixturenames:
+      item.add_marker(pytest.mark.xdist_group('quickstart'))
+
+
 @pytest.fixture(scope='session')
 def real_data() -> pathlib.Path:
   """The real scans beside the project; tests that need them say so when absent."""
@@ -60,6 +67,7 @@ def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
   """What a job's smoke variant is given: what the quickstart fixture made."""
   return {
     'phantom': {},
+    'benchmark': {},
     'preprocess': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
     'fit': {'input': str(quickstart / 'serial' / 'manifest.csv')},
     'augment': {'input': str(quickstart / 'serial' / 'manifest.csv')},

@@ -128,7 +128,7 @@ def test_prediction_has_the_scans_grid_and_consistent_numbers(quickstart):
   assert report['infected_percent'] == pytest.approx(share, abs=1e-3)
   assert report['lung_ml'] == pytest.approx(inside.sum() * scan.grid.voxel_ml, rel=1e-4)
   assert report['window']['source'] == 'scanner table'
-  assert report['model']['space_shape'] == [48, 48, 64]
+  assert report['model']['space_shape'] == [64, 64, 96]
   with (quickstart / 'predictions' / 'quantification.csv').open() as table:
     (line,) = csv.DictReader(table)
   assert float(line['infected_percent']) == report['infected_percent']
@@ -156,7 +156,7 @@ def test_a_second_run_skips_what_is_finished(quickstart, tmp_path):
 
 def test_model_directory_keeps_its_space_and_three_networks(quickstart):
   model = read_model(quickstart / 'model')
-  assert model.spec.space_shape == (48, 48, 64)
+  assert model.spec.space_shape == (64, 64, 96)
   assert set(model.variables) == {'xy', 'yz', 'xz'}
   kernels = [v['params']['Conv_0']['kernel'] for v in model.variables.values()]
   assert not np.array_equal(kernels[0], kernels[1])

@@ -1,10 +1,14 @@
 """The fit of W: recovery, forecasts, noise, its door, and a study's own law."""
 
+import dataclasses
+
 import extension_law
 import numpy as np
 import pytest
 
+from configs import default
 from covid3way.base import SerialError
+from covid3way.jobs import laws
 from covid3way.simulator import fit, histogram, law, population
 from covid3way.simulator.parameters import BOUNDS, Parameters
 
@@ -91,21 +95,37 @@ def test_losses_are_eq_3_and_history_ends_in_the_result():
     assert bound.low < getattr(found.w, name) < bound.high
 
 
+def search(*pair, **settings):
+  """The fit of a pair, and how many iterations all of its starts took together."""
+  seen = []
+  settings = fit.FitSettings(**settings)
+  found = fit.fit(*pair, settings=settings, report=lambda *each: seen.append(each))
+  return found, len(seen)
+
+
+def test_a_start_that_beats_the_trivial_predictors_is_the_only_one():
+  observed = evolve(TRUTHS['growing'], START, 300)
+  found, iterations = search(START, observed, 300, restarts=3)
+  assert found.better and iterations == len(found.history)
+
+
 def test_restarts_only_help_and_repeat():
-  observed = evolve(TRUTHS['dense'], START, 300)
-  brief = dict(iterations=8, seed=3)
-  one, several, again = (
-    fit.fit(START, observed, 300, settings=fit.FitSettings(restarts=n, **brief))
-    for n in (0, 2, 2)
+  # Nothing beats the copy of what did not change.
+  first = evolve(TRUTHS['dense'], START, 300)
+  pair, brief = (first, first, 300), dict(iterations=8, seed=3)
+  (one, alone), (several, all_), (again, _) = (
+    search(*pair, restarts=n, **brief) for n in (0, 2, 2)
   )
+  assert all_ > alone == len(one.history)
+  assert one.copy_last_loss == 0 and not several.better
   assert several.loss <= one.loss
   assert several.w == again.w
 
 
-def test_no_change_is_not_called_better():
-  """Nothing beats the copy of what did not change."""
-  found = fit.fit(1e3 * START, 1e3 * START, 100, settings=fit.FitSettings(iterations=3))
-  assert found.copy_last_loss == 0 and not found.better
+def test_the_config_holds_the_default_settings():
+  config = default.get_config()
+  assert laws.fit_settings(config.fit) == fit.FitSettings()
+  assert set(config.fit) == {f.name for f in dataclasses.fields(fit.FitSettings)}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import serial_scans
 from conftest import run_job
+from scipy import ndimage
 from serial_scans import SPACE, TRUE_W, course, lungs
 
 from covid3way.base import (
   ConfigError,
+  Grid,
   InputError,
   LeakError,
   ParameterError,
@@ -22,7 +24,7 @@ from covid3way.base import (
 )
 from covid3way.jobs import laws, train
 from covid3way.jobs.batch import SomeFailedError
-from covid3way.scans import source, store
+from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest, write_manifest
 from covid3way.simulator.parameters import BOUNDS, as_dict, from_free
 from covid3way.training import pipeline
@@ -459,6 +461,53 @@ def test_later_begins_at_the_later_scan_of_each_pair(done, cohort, tmp_path):
     assert scan.attributes['day'] == pytest.approx(day)
 
 
+def born(workdir):
+  """Per simulated scan that runs on from a real one, (x, y, z) bool: new infection."""
+  real, simulated = groups(workdir)
+  before = {s.scan_id: read(s)['infection'] > 0 for s in real}
+  for scan in simulated:
+    about = scan.attributes['simulated']
+    if about['from_scan']:
+      yield (read(scan)['infection'] > 0) & ~before[about['parent_scan']]
+
+
+def test_with_a_rim_new_infection_is_nearer_to_the_pleura(done, cohort, tmp_path):
+  fitted(done, tmp_path)
+  location = {'rim_mm': 8.0, 'posterior': 1.0, 'basal': 1.0}
+  job('augment', tmp_path, cohort, simulator=location)
+  depth_mm = ndimage.distance_transform_edt(lungs(), SPACE.spacing_mm)
+  even, rim = (
+    np.concatenate([depth_mm[mask] for mask in born(workdir)])
+    for workdir in (done, tmp_path)
+  )
+  assert min(len(even), len(rim)) > 50
+  assert rim.mean() < 0.75 * even.mean()
+  for scan in groups(tmp_path)[1]:
+    assert location.items() <= scan.attributes['simulated']['settings'].items()
+
+
+def test_a_susceptible_mask_is_obeyed_and_kept(done, tmp_path):
+  """New infection only in front, where without the mask it is at the back, too."""
+  (tmp_path / 'scans').mkdir()
+  allowed = (lungs() > 0) & (np.arange(SPACE.shape[1])[:, None] < 15)
+  path = tmp_path / 'scans' / 'susceptible.nii.gz'
+  grid = Grid(SPACE.shape, np.diag([*SPACE.spacing_mm, 1.0]))
+  nifti.write_volume(path, allowed, grid, dtype=np.uint8)
+  rows = serial_scans.write_patient(tmp_path / 'scans', 'p1', DAYS['p1'])
+  rows = [dataclasses.replace(row, susceptible_mask=path) for row in rows]
+  manifest = tmp_path / 'scans' / 'manifest.csv'
+  write_manifest(manifest, rows)
+  job('preprocess', tmp_path, manifest)
+  shutil.copytree(done / 'fits', tmp_path / 'fits')
+  job('augment', tmp_path, manifest)
+  assert sum((mask & ~allowed).sum() for mask in born(done)) > 50
+  new = list(born(tmp_path))
+  assert sum(mask.sum() for mask in new) > 50
+  assert not any((mask & ~allowed).any() for mask in new)
+  for scan in groups(tmp_path)[1]:
+    np.testing.assert_array_equal(read(scan)['susceptible'] > 0, allowed)
+
+
 def test_the_manifest_goes_on_with_the_simulated_scans(done, cohort):
   rows = read_manifest(done / 'augmented.csv')
   simulated = [r for r in rows if r.is_simulated]
@@ -492,7 +541,7 @@ def with_w(workdir, **changes):
   [
     ({'growth': float('nan')}, 'growth = nan'),
     ({'absorption': float('inf')}, 'absorption = inf'),
-    ({'noise': 1.0}, 'noise = 1; use a number from 0.0005 to 0.012'),
+    ({'noise': 1.0}, 'noise = 1; use a number from 0.0007 to 0.012'),
     ({'noise': 'much'}, "noise = 'much'"),
     ({'nose': 0.001}, 'nose.*run fit again'),
   ],
@@ -537,6 +586,10 @@ def test_augment_without_the_fits_of_these_pairs_says_so(workdir, cohort, tmp_pa
     ({'augmentation': {'begin': 'now'}}, 'augmentation.begin'),
     ({'simulator': {'seeding': 1.5}}, 'simulator.seeding'),
     ({'simulator': {'clustering': -0.1}}, 'simulator.clustering'),
+    ({'simulator': {'clustering': float('inf')}}, 'simulator.clustering'),
+    ({'simulator': {'rim_mm': -1.0}}, 'simulator.rim_mm'),
+    ({'simulator': {'posterior': 0.0}}, 'simulator.posterior'),
+    ({'simulator': {'basal': float('nan')}}, 'simulator.basal'),
     ({'simulator': {'law': 'no.such.LAW'}}, 'simulator.law'),
   ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covid3way.simulator.prior import peripheral_prior
+from covid3way.simulator.prior import Location, location_prior, peripheral_prior
 from covid3way.standard.morphology import between_blocks, block_mean
 
 EVEN = {'rim_mm': 6.0, 'posterior': 1.0, 'basal': 1.0}
@@ -47,6 +47,20 @@ def test_back_and_base_outweigh_front_and_apex_by_the_factors_given(lungs):
   assert np.ptp(ratio[20, 30, 4:44]) < 1e-3  # nothing along z
   ratio = np.where(inside, base / np.where(inside, even, 1), np.nan)
   np.testing.assert_allclose(ratio[20, 6:66, 4] / ratio[20, 6:66, 43], 5, rtol=1e-3)
+
+
+def test_without_a_rim_depth_does_not_matter(lungs):
+  prior = peripheral_prior(lungs, SPACING_MM, rim_mm=0, posterior=4, basal=1)
+  assert np.ptp(prior[5:35, 30, 4:44]) == 0
+  assert prior[20, 65, 20] == pytest.approx(4 * prior[20, 6, 20], rel=1e-3)
+
+
+def test_a_location_is_a_prior_of_at_most_one_and_by_default_none(lungs):
+  assert location_prior(lungs, SPACING_MM, Location()) is None
+  prior = location_prior(lungs, SPACING_MM, Location(rim_mm=6, posterior=3))
+  known = peripheral_prior(lungs, SPACING_MM, rim_mm=6, posterior=3, basal=1)
+  np.testing.assert_allclose(prior, known / known.max(), rtol=1e-6)
+  assert prior.max() == 1
 
 
 def test_resolution_hardly_matters(lungs):

@@ -21,6 +21,7 @@ from covid3way.scans.manifest import ManifestRow, file_name, write_manifest
 from covid3way.simulator import serial, trajectory
 from covid3way.simulator.law import TRANSITIONS_PER_DAY
 from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.prior import Location
 from covid3way.simulator.serial import Pair
 from covid3way.simulator.state import Settings, State
 
@@ -32,6 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   """
   rows = source.resolve(Path(required(config, 'input')))
   settings = laws.simulator_settings(config.simulator)
+  location = laws.location_of(config.simulator)
   _check(config.augmentation)
   folder = workdir / 'store'
   chosen = {'simulator': config.simulator.to_dict(), **config.augmentation.to_dict()}
@@ -40,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   try:
     for_each(
       patients,
-      lambda known: _augment(known, settings, config, folder, workdir),
+      lambda known: _augment(known, settings, location, config, folder, workdir),
       what='augment',
       workdir=workdir,
       kind='patients',
@@ -66,7 +68,12 @@ def _check(section: ConfigDict) -> None:
 
 
 def _augment(
-  known: Series, settings: Settings, config: ConfigDict, folder: Path, workdir: Path
+  known: Series,
+  settings: Settings,
+  location: Location,
+  config: ConfigDict,
+  folder: Path,
+  workdir: Path,
 ) -> None:
   """Simulates from every pair of one patient what is not there yet."""
   pairs, path = known.pairs(), fit.fit_path(workdir, known.patient_id)
@@ -89,7 +96,7 @@ def _augment(
     paths = {kept: plan.path(kept, folder) for kept in plan.kept}
     missing = {k: p for k, p in paths.items() if not _is_finished(p, plan.about(k))}
     if missing:
-      _simulate(plan, missing, w, settings, folder)
+      _simulate(plan, missing, w, settings, location, folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +177,7 @@ def _simulate(
   missing: Mapping[int, Path],
   w: Parameters,
   settings: Settings,
+  location: Location,
   folder: Path,
 ) -> None:
   """Runs the law once and stores the states that are missing."""
@@ -179,7 +187,7 @@ def _simulate(
   state = State(jnp.asarray(scan.signal), jnp.asarray(scan.infection))
   if plan.is_invented:
     state = serial.invented_start(start_key, state.signal, scan.infection)
-  anatomy, done = series.anatomy(scan), 0
+  anatomy, done = series.anatomy(scan, location), 0
   for kept, path in missing.items():
     state = trajectory.run(
       key, state, w, anatomy, settings, steps=kept - done, start=done

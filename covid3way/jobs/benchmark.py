@@ -91,7 +91,7 @@ def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
 def _fit(n: int, share: float, transitions: int, repeats: int) -> dict[str, Any]:
   """W out of the histograms of a scan and of what the law makes of it."""
   state, _ = _chest(n, share)
-  before = histogram.soft_histogram(state.signal[np.asarray(state.infection)])
+  before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
   w = Parameters(growth=0.005, conversion=0.12, absorption=0.0007)
   after = np.asarray(population.evolve(w, before, transitions))
   return _measure(lambda: fit(before, after, transitions) and 1, repeats, 'pairs/s')

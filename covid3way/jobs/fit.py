@@ -30,7 +30,6 @@ from covid3way.simulator.serial import Pair
 from covid3way.training.checkpoints import versions
 
 _PREDICTORS = ('law', 'copy_last', 'scaled')
-_soft_histogram = jax.jit(histogram.soft_histogram)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -84,7 +83,7 @@ def _fit_patient(
       {'scan_id': pair.to_scan, **dataclasses.asdict(w)} for w in scan.warnings
     ]
     infected = scan.signal[scan.infection]
-    observed = _histogram(infected)
+    observed = histogram.counts(infected)
     before = _invented(infected) if before is None else before
     one = _fit_pair(pair, before, observed, law, settings)
     fitted.append({**one, 'bin_edges': edges})
@@ -108,18 +107,7 @@ def _invented(infected: np.ndarray) -> np.ndarray:
   """
   everywhere = np.ones(len(infected), bool)
   start = serial.invented_start(jax.random.key(0), infected, everywhere)
-  return _histogram(np.asarray(start.signal)[start.infection])
-
-
-def _histogram(infected: np.ndarray) -> np.ndarray:
-  """(n,) signals of infected voxels -> counts per bin.
-
-  Filled up to a power of two, so that few sizes are compiled for.
-  """
-  n = len(infected)
-  values, weights = np.zeros((2, 1 << (n - 1).bit_length()), np.float32)
-  values[:n], weights[:n] = infected, 1
-  return np.asarray(_soft_histogram(values, weights=weights))
+  return histogram.counts(np.asarray(start.signal)[start.infection])
 
 
 def _fit_pair(

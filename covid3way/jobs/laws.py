@@ -1,7 +1,8 @@
-"""Config sections -> the simulator's law, its settings and those of its fit."""
+"""Config sections -> the simulator's law, its morphology, and how W is searched."""
 
 import dataclasses
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ from covid3way.simulator import parameters
 from covid3way.simulator.fit import FitSettings
 from covid3way.simulator.law import Law
 from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.prior import Location
 from covid3way.simulator.state import Settings
 
 _FIELD = 'config.simulator.law'
+_ABOVE_0 = ('posterior', 'basal')  # Factors; other knobs may be 0.
 
 
 def load_law(dotted: str) -> Law:
@@ -48,14 +51,29 @@ def simulator_settings(section: ConfigDict) -> Settings:
   Raises:
     ConfigError: a value is out of range.
   """
-  knobs = {f.name: section[f.name] for f in _fields(Settings) if f.name != 'law'}
+  return Settings(law=load_law(section.law), **_knobs(section, Settings))
+
+
+def location_of(section: ConfigDict) -> Location:
+  """`config.simulator` -> where births are likelier.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+  return Location(**_knobs(section, Location))
+
+
+def _knobs(section: ConfigDict, kind: type) -> dict[str, float]:
+  """The numbers of `config.simulator` that a class has fields for, checked."""
+  knobs = {f.name: section[f.name] for f in _fields(kind) if f.name != 'law'}
   for name, value in knobs.items():
-    most = 1.0 if name == 'seeding' else float('inf')
-    if not 0 <= value <= most:
-      raise ConfigError(
-        f'config.simulator.{name}', f'{value:g}', f'use a number from 0 to {most:g}'
-      )
-  return Settings(law=load_law(section.law), **knobs)
+    least = '> 0' if name in _ABOVE_0 else '>= 0'
+    most = 1.0 if name == 'seeding' else sys.float_info.max
+    if not 0 <= value <= most or (value == 0 and name in _ABOVE_0):
+      limits = f'{least} and <= 1' if name == 'seeding' else least
+      remedy = f'use a finite number {limits}'
+      raise ConfigError(f'config.simulator.{name}', f'{value:g}', remedy)
+  return knobs
 
 
 def fit_settings(section: ConfigDict) -> FitSettings:

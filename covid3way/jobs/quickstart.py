@@ -12,20 +12,26 @@ from covid3way import progress
 from covid3way.base import ConfigError, Window
 from covid3way.evaluation import figures
 from covid3way.evaluation.metrics import dice, recall
-from covid3way.jobs import phantom, predict, preprocess, train
+from covid3way.jobs import augment, fit, phantom, predict, preprocess, train
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
 from covid3way.scans.manifest import ManifestRow, read_manifest, write_manifest
 from covid3way.segmentation.quantify import quantify
 
+_PLAIN = 'without_augmentation'
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Writes `cohort/`, `store/`, `model/`, `predictions/` and `results.json`."""
+  """Writes `cohort/`, `store/`, `fits/`, `model/`, `predictions/` and `results.json`.
+
+  And `without_augmentation/`, a model trained on the real scans alone, with its
+  predictions.
+  """
   seconds, began = {}, time.monotonic()
 
-  def stage(job, folder, **inputs):
+  def stage(job, folder, *, name=None, **inputs):
     start = time.monotonic()
-    name = job.__name__.rpartition('.')[2]
+    name = name or job.__name__.rpartition('.')[2]
     progress.say(f'{name} ...')
     stage_config = ConfigDict(config)
     stage_config.update(inputs)
@@ -34,10 +40,24 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
   stage(phantom, workdir / 'cohort')
   held_out = _split(workdir, config.held_out_patients)
-  stage(preprocess, workdir, input=str(workdir / 'training.csv'))
-  stage(train, workdir, input=str(workdir / 'store'))
-  model, blind = str(workdir / 'model'), str(workdir / 'held_out.csv')
-  stage(predict, workdir / 'predictions', input=blind, model=model)
+  training, blind = str(workdir / 'training.csv'), str(workdir / 'held_out.csv')
+  stage(preprocess, workdir, input=training)
+  stage(fit, workdir, input=training)
+  stage(augment, workdir, input=training)
+  for simulated, name, folder in (
+    (True, '', workdir),
+    (False, '_' + _PLAIN, workdir / _PLAIN),
+  ):
+    stage(
+      train,
+      folder,
+      name='train' + name,
+      input=str(workdir / 'store'),
+      training={'simulated': simulated},
+    )
+    model = str(folder / 'model')
+    predictions = folder / 'predictions'
+    stage(predict, predictions, name='predict' + name, input=blind, model=model)
   scans = [_compare(row, workdir, config.training.views) for row in held_out]
   results = _summary(scans, config.training.views)
   seconds['total'] = round(time.monotonic() - began, 1)
@@ -49,26 +69,31 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def _split(workdir: Path, n: int) -> list[ManifestRow]:
-  """Parts the cohort; the held-out manifest names scans and nothing known of them.
+  """Parts the patients; the held-out manifest names scans and nothing known of them.
 
-  Held-out patients are spread evenly over the cohort ordered by stage.
+  Held-out patients are spread evenly over the cohort ordered by stage. Of each the
+  first scan is predicted, as it is for a diagnosis; the others are not used.
 
   Returns:
     The held-out rows with their references.
   """
   rows = read_manifest(workdir / 'cohort' / 'manifest.csv')
-  if not 0 < n < len(rows):
+  first = {row.patient_id: row for row in reversed(rows)}
+  if not 0 < n < len(first):
     raise ConfigError(
-      'config.held_out_patients', f'{n} of {len(rows)}', 'hold out fewer than there are'
+      'config.held_out_patients',
+      f'{n} of {len(first)}',
+      'hold out fewer than there are',
     )
-  ordered = sorted(rows, key=lambda row: (row.stage, row.scan_id))
-  middles = (np.arange(n) + 0.5) * len(rows) / n
+  ordered = sorted(first.values(), key=lambda row: (row.stage, row.scan_id))
+  middles = (np.arange(n) + 0.5) * len(ordered) / n
   held_out = [ordered[int(i)] for i in middles]
-  training = [row for row in rows if row not in held_out]
+  patients = {row.patient_id for row in held_out}
   blind = [
     ManifestRow(row.patient_id, row.scan_id, row.image, scanner=row.scanner)
     for row in held_out
   ]
+  training = [row for row in rows if row.patient_id not in patients]
   write_manifest(workdir / 'training.csv', training)
   write_manifest(workdir / 'held_out.csv', blind)
   return held_out
@@ -82,11 +107,13 @@ def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[st
   def read(path):
     return nifti.read_volume(path, scan_id=row.scan_id)[0]
 
-  reference, infection, lungs = (
+  plain = workdir / _PLAIN / 'predictions' / row.scan_id
+  reference, infection, without, lungs = (
     read(path)
     for path in (
       row.infection_mask,
       folder / 'infection.nii.gz',
+      plain / 'infection.nii.gz',
       folder / 'lungs.nii.gz',
     )
   )
@@ -97,6 +124,7 @@ def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[st
     'stage': row.stage,
     'scanner': row.scanner,
     'dice': dice(reference, infection),
+    f'dice_{_PLAIN}': dice(reference, without),
     'recall': recall(reference, infection),
     'dice_per_view': {
       view: dice(reference, read(folder / f'probability_{view}.nii.gz') > 0.5)
@@ -123,6 +151,7 @@ def _compare(row: ManifestRow, workdir: Path, views: tuple[str, ...]) -> dict[st
 def _summary(scans: list[dict[str, Any]], views: tuple[str, ...]) -> dict[str, Any]:
   return {
     'dice_mean': float(np.mean([s['dice'] for s in scans])),
+    f'dice_mean_{_PLAIN}': float(np.mean([s[f'dice_{_PLAIN}'] for s in scans])),
     'dice_per_view': {
       view: float(np.mean([s['dice_per_view'][view] for s in scans])) for view in views
     },
@@ -133,12 +162,14 @@ def _summary(scans: list[dict[str, Any]], views: tuple[str, ...]) -> dict[str, A
 def _tell(results: dict[str, Any], seconds: dict[str, float], workdir: Path) -> None:
   for scan in results['scans']:
     progress.say(
-      '{scan_id}, {stage}: Dice {dice:.3f}, infected {infected_percent_predicted:.2f} '
-      '% (truly {infected_percent_true:.2f} %)'.format(**scan)
+      '{scan_id}, {stage}: Dice {dice:.3f} (without augmentation '
+      '{dice_without_augmentation:.3f}), infected {infected_percent_predicted:.2f} % '
+      '(truly {infected_percent_true:.2f} %)'.format(**scan)
     )
   views = ', '.join(f'{v} {d:.3f}' for v, d in results['dice_per_view'].items())
   progress.say(
     f'mean Dice on held-out patients: {results["dice_mean"]:.3f} '
-    f'(single views: {views})'
+    f'(single views: {views}); without augmentation '
+    f'{results[f"dice_mean_{_PLAIN}"]:.3f}'
   )
   progress.say(f'{seconds["total"]} s in all; results under {workdir}')

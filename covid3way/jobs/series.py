@@ -12,6 +12,7 @@ from covid3way.base import InputError, ScanWarning
 from covid3way.scans.manifest import ManifestRow
 from covid3way.scans.store import StoredScan
 from covid3way.simulator.fit import LEAST_VOXELS
+from covid3way.simulator.prior import Location, location_prior
 from covid3way.simulator.serial import Pair, adjacent_pairs, take_infection
 from covid3way.simulator.state import Anatomy
 from covid3way.simulator.susceptible import find_susceptible
@@ -99,12 +100,12 @@ def read(stored: StoredScan, pair: Pair) -> SerialScan:
   return SerialScan(stored, signal, lungs, infection, warnings)
 
 
-def anatomy(scan: SerialScan) -> Anatomy:
-  """Where the infection of a scan may spread: its susceptible mask, else computed."""
+def anatomy(scan: SerialScan, location: Location) -> Anatomy:
+  """Where the infection of a scan may spread; see `anatomy_of`."""
   given = None
   if 'susceptible' in scan.stored.volumes:
     given = scan.stored.volumes['susceptible'].read().result() > 0
-  return anatomy_of(scan.signal, scan.lungs, scan.infection, given)
+  return anatomy_of(scan.signal, scan.lungs, scan.infection, given, location)
 
 
 def anatomy_of(
@@ -112,21 +113,26 @@ def anatomy_of(
   lungs: np.ndarray,
   infection: np.ndarray,
   given: np.ndarray | None,
+  location: Location,
 ) -> Anatomy:
-  """Where infection may spread in standard space: the mask given, else computed.
+  """Where infection may spread in standard space, and where it rather does.
 
   Args:
     signal: (x, y, z), window units.
     lungs: (x, y, z), 0 outside the lungs.
     infection: (x, y, z) bool.
-    given: (x, y, z) bool.
+    given: (x, y, z) bool, the susceptible mask; None: it is computed.
+    location: of births.
   """
   spacing_mm = StandardSpace(signal.shape).spacing_mm
   if given is None:
     susceptible = find_susceptible(signal, lungs, infection, spacing_mm)
   else:
     susceptible = given | infection  # What is infected was susceptible.
-  return Anatomy(jnp.asarray(susceptible), spacing_mm)
+  prior = location_prior(lungs, spacing_mm, location)
+  return Anatomy(
+    jnp.asarray(susceptible), spacing_mm, None if prior is None else jnp.asarray(prior)
+  )
 
 
 def seed_of(*names: object) -> int:

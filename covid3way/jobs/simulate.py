@@ -27,6 +27,7 @@ from covid3way.simulator import parameters, trajectory
 from covid3way.simulator.fit import LEAST_VOXELS
 from covid3way.simulator.law import RECOVERY, STAGE, TRANSITIONS_PER_DAY, Law
 from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.prior import Location
 from covid3way.simulator.serial import take_infection
 from covid3way.simulator.state import Anatomy, Settings, State
 from covid3way.standard import space as spaces
@@ -47,6 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   """
   row, plan = _row(config), config.simulation
   settings = laws.simulator_settings(config.simulator)
+  location = laws.location_of(config.simulator)
   w = _parameters(plan, config.simulator.law, settings.law, row.scan_id)
   outputs, shown = _schedule(plan)
   about = {
@@ -67,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   if (workdir / 'course.csv').exists():
     progress.say(f'{row.scan_id}: the course in {workdir} is finished')
     return
-  origin = _begin(row, config)
+  origin = _begin(row, location, config)
   _tell_recovering(origin)
   regions = course.planes(origin.infection, origin.lungs, origin.scan.grid.spacing_mm)
   key, frames, columns, table = jax.random.key(plan.seed), [], [], []
@@ -224,7 +226,7 @@ class _Origin:
     return hu, stages
 
 
-def _begin(row: ManifestRow, config: ConfigDict) -> _Origin:
+def _begin(row: ManifestRow, location: Location, config: ConfigDict) -> _Origin:
   """Reads and casts the scan and its mask.
 
   Raises:
@@ -252,7 +254,7 @@ def _begin(row: ManifestRow, config: ConfigDict) -> _Origin:
     infection,
     standard,
     State(standard.signal, jnp.asarray(seeds)),
-    series.anatomy_of(signal, standard.lungs, seeds, susceptible),
+    series.anatomy_of(signal, standard.lungs, seeds, susceptible, location),
     volumes,
     attributes_of(row, scan, standard),
     bool(np.abs(scan.hu).max() < 2**14 and (scan.hu == np.rint(scan.hu)).all()),

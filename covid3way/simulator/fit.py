@@ -42,7 +42,8 @@ class FitSettings:
 
   Attributes:
     iterations: at most, in each of the two phases.
-    restarts: random starts beside the law's defaults; the best result is kept.
+    restarts: random starts after the law's defaults, as long as nothing found beats
+      both trivial predictors; the best result is kept.
     patience: a phase ends when this many iterations together have improved the
       objective, about the logarithm of the loss, by less than `tolerance`.
     tolerance: see `patience`.
@@ -114,6 +115,9 @@ def fit(
     raise base.SerialError(
       subject, f'{transitions} transitions between the scans', 'give scans in order'
     )
+  trivial = before, before * (after.sum() / before.sum())
+  trivial_losses = [float(population.loss(p, after)) for p in trivial]
+  enough = min(float(population.relative_loss(p, after)) for p in trivial)
   longest = population.longest_for(transitions)
   objective = functools.partial(
     _objective, before, after, transitions, law=law, longest=longest
@@ -127,19 +131,17 @@ def fit(
         report(iteration, value)
       iteration += 1
     found.append(path)
+    if path[-1][1] < enough:
+      break
   path = min(found, key=lambda path: path[-1][1])
   free, history = path[-1][0], [value for _, value in path]
   w = parameters.from_free(free, law.parameters, law.bounds)
   predicted = population.evolve(w, before, transitions, law)
-  losses = [
-    float(population.loss(p, after))
-    for p in (predicted, before, before * (after.sum() / before.sum()))
-  ]
   return Fit(
     w,
-    losses[0],
+    float(population.loss(predicted, after)),
     float(population.relative_loss(predicted, after)),
-    *losses[1:],
+    *trivial_losses,
     np.asarray(predicted),
     np.array(history),
   )

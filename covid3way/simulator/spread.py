@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+_TINY = np.finfo(np.float32).tiny
 _FINE = 14  # Weights are added up as whole multiples of 2 ** -14.
 
 
@@ -21,9 +23,10 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
   def share_out(carry):
     chance, _ = carry
     free = jnp.where(chance < 1, weight, 0)
+    # Relative to the largest, or small weights alone would vanish in the sum.
+    free = free / jnp.maximum(free.max(), _TINY)
     left = jnp.maximum(total - jnp.sum(chance >= 1), 0)
-    mass = exact_sum(free)
-    scale = jnp.where(mass > 0, left / jnp.maximum(mass, 1e-9), 0)
+    scale = left / jnp.maximum(exact_sum(free), 1)  # The largest is 1, or none is.
     after = jnp.where(chance < 1, jnp.minimum(free * scale, 1), chance)
     return after, jnp.any((after >= 1) & (chance < 1))
 

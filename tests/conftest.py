@@ -21,6 +21,7 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   """Tests that need the quickstart run in one process: it is made once."""
   for item in items:

@@ -82,9 +82,17 @@ def test_smoke_variant_reads_every_field(name, quickstart, tmp_path):
 def test_quickstart_compares_with_the_references(quickstart):
   results = json.loads((quickstart / 'results.json').read_text())
   (scan,) = results['scans']
-  assert set(results) == {'dice_mean', 'dice_per_view', 'scans', 'seconds'}
+  without = 'dice_mean_without_augmentation'
+  assert set(results) == {'dice_mean', without, 'dice_per_view', 'scans', 'seconds'}
   assert set(results['dice_per_view']) == {'xy', 'yz', 'xz'}
   assert results['dice_mean'] == scan['dice']
+  assert results[without] == scan['dice_without_augmentation']
+  attributes = [
+    store.open_group(p).attributes for p in store.list_groups(quickstart / 'store')
+  ]
+  parents = [a['simulated']['parent_scan'] for a in attributes if 'simulated' in a]
+  real = {a['scan_id'] for a in attributes if 'simulated' not in a}
+  assert len(parents) == 2 * len(real) and set(parents) == real
   rows = read_manifest(quickstart / 'cohort' / 'manifest.csv')
   row = next(r for r in rows if r.scan_id == scan['scan_id'])
   reference, lungs = (

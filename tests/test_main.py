@@ -159,10 +159,8 @@ def test_a_single_scan_without_lung_is_a_named_error(two_scans, quickstart, tmp_
 
 
 def test_absent_window_tags_are_said_in_every_output(quickstart, tmp_path):
-  row = read_manifest(quickstart / 'held_out.csv')[0]
-  volume, grid = nifti.read_volume(
-    quickstart / 'cohort' / row.scan_id / 'lungs.nii.gz', scan_id='test'
-  )
+  row = read_manifest(quickstart / 'cohort' / 'manifest.csv')[0]
+  volume, grid = nifti.read_volume(row.lung_mask, scan_id='test')
   hu = np.where(volume > 0, -850, 40).astype(np.int16)
   hu[:4], hu[-4:], hu[:, :4], hu[:, -4:] = -1000, -1000, -1000, -1000
   nifti.write_volume(tmp_path / 'plain.nii.gz', hu, grid, dtype=np.int16)
@@ -230,7 +228,7 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
   config = train_config.get_config('smoke')
   config.input = str(quickstart / 'store')
   for field, value, words in (
-    ('features', (4, 8, 16, 32, 64, 128), 'multiples of 32'),
+    ('features', (4,) * 8, 'multiples of 128'),
     ('validation_share', 1.0, 'none to train'),
     ('region', 'heart', "region 'heart'"),
   ):

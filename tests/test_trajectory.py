@@ -369,6 +369,28 @@ def test_satellites_are_born_away_from_the_lesion_in_their_share():
   assert far == pytest.approx(share * expected, abs=4 * np.sqrt(share * expected))
 
 
+def test_a_prior_does_not_change_how_many_are_born():
+  mask = ball((48,) * 3, (24, 24, 24), 8)
+  state = State(jnp.full((48,) * 3, -0.03), jnp.asarray(mask))
+  prior = np.full((48,) * 3, 0.3, np.float32)
+  prior[24:] = 1
+  tissue = Anatomy(jnp.ones((48,) * 3, bool), (1.0, 1.0, 1.0), jnp.asarray(prior))
+  w = float_scalars(BIRTHS_ONLY)
+  for seeding in (0.0, 1.0):
+    births = [
+      np.asarray(
+        trajectory.run(
+          key, state, w, tissue, Settings(seeding=seeding), steps=1
+        ).infection
+      ).sum()
+      - mask.sum()
+      for key in jax.random.split(KEY, 20)
+    ]
+    expected = 20 * 0.02 * mask.sum()
+    # A satellite that falls onto the lesion is lost.
+    assert sum(births) == pytest.approx(expected, abs=4 * np.sqrt(expected) + 20)
+
+
 def test_conversion_prefers_consolidated_neighbours_at_the_same_mean():
   n = 32
   signal = np.full((n,) * 3, -0.001, np.float32)

@@ -106,7 +106,7 @@ def advance(
     observations in a buffer of `length`.
   """
   held, fits = tiles.pack(state, anatomy, capacity)
-  share = jnp.mean(anatomy.susceptible, dtype=jnp.float32)
+  share = _share(anatomy)
   most, total = max(capacity // _SLACK, 8), len(held.slot) - 1
   watched = jax.eval_shape(what, held.signal, held.infection) if what else None
   seen = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), watched)
@@ -208,6 +208,15 @@ def _conversion(held: Blocks, proposed: jax.Array, w: Parameters, settings: Sett
   power = settings.consolidation_clustering
   weight = jnp.where(reaching, spread.attraction(neighbours, power), 0)
   return spread.chances(weight, w.conversion * reaching.sum())
+
+
+def _share(anatomy: Anatomy) -> jax.Array:
+  """Mean over the volume of how readily a voxel is infected."""
+  if anatomy.prior is None:
+    return jnp.mean(anatomy.susceptible, dtype=jnp.float32)
+  weight = anatomy.susceptible * anatomy.prior
+  lines = weight.reshape(-1, weight.shape[-1], 1, 1)
+  return spread.exact_sum(lines) / weight.size
 
 
 def _satellites(key, held, w, anatomy, settings, share) -> jax.Array | None:

@@ -26,7 +26,7 @@ from covid3way.jobs import laws, train
 from covid3way.jobs.batch import SomeFailedError
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest, write_manifest
-from covid3way.simulator.parameters import BOUNDS, as_dict, from_free
+from covid3way.simulator.parameters import BOUNDS, Bound, as_dict, from_free
 from covid3way.training import pipeline
 from covid3way.training.split import split
 
@@ -102,7 +102,7 @@ def test_every_pair_is_fitted_and_the_first_begins_at_the_invented_start(done):
     assert pair['seconds'] >= 0 and len(pair['history']) >= 1
     assert len(pair['predicted']) == len(pair['bin_edges']) - 1
   assert (done / 'fits' / 'p1.png').stat().st_size > 10_000
-  assert {'jax', 'covid3way'} & set(fits(done)['versions'])
+  assert {'jax', 'flax', 'numpy', 'scipy'} == set(fits(done)['versions'])
 
 
 def test_histograms_are_those_of_the_infected_voxels(done):
@@ -489,10 +489,11 @@ def test_with_a_rim_new_infection_is_nearer_to_the_pleura(done, cohort, tmp_path
 def test_a_susceptible_mask_is_obeyed_and_kept(done, tmp_path):
   """New infection only in front, where without the mask it is at the back, too."""
   (tmp_path / 'scans').mkdir()
-  allowed = (lungs() > 0) & (np.arange(SPACE.shape[1])[:, None] < 15)
+  given = np.ones(SPACE.shape, bool) & (np.arange(SPACE.shape[1])[:, None] < 15)
+  allowed = given & (lungs() > 0)  # A mask that strays out of the lungs is cut.
   path = tmp_path / 'scans' / 'susceptible.nii.gz'
   grid = Grid(SPACE.shape, np.diag([*SPACE.spacing_mm, 1.0]))
-  nifti.write_volume(path, allowed, grid, dtype=np.uint8)
+  nifti.write_volume(path, given, grid, dtype=np.uint8)
   rows = serial_scans.write_patient(tmp_path / 'scans', 'p1', DAYS['p1'])
   rows = [dataclasses.replace(row, susceptible_mask=path) for row in rows]
   manifest = tmp_path / 'scans' / 'manifest.csv'
@@ -505,7 +506,7 @@ def test_a_susceptible_mask_is_obeyed_and_kept(done, tmp_path):
   assert sum(mask.sum() for mask in new) > 50
   assert not any((mask & ~allowed).any() for mask in new)
   for scan in groups(tmp_path)[1]:
-    np.testing.assert_array_equal(read(scan)['susceptible'] > 0, allowed)
+    np.testing.assert_array_equal(read(scan)['susceptible'] > 0, given)
 
 
 def test_the_manifest_goes_on_with_the_simulated_scans(done, cohort):
@@ -608,6 +609,8 @@ def test_settings_that_cannot_be_are_named(changes, field, cohort, tmp_path):
     ('covid3way.simulator.law.LAWS', "no attribute 'LAWS'"),
     ('covid3way.simulator.law.drift', 'is a function'),
     ('test_fit_augment.UNBOUND', 'no bound for noise'),
+    ('test_fit_augment.AT_BOUND', 'growth = 0.004 with'),
+    ('test_fit_augment.LOG_0', 'growth = 0.004 with'),
   ],
 )
 def test_a_law_that_is_none_is_told(dotted, words):
@@ -619,6 +622,21 @@ UNBOUND = dataclasses.replace(
   laws.load_law('covid3way.simulator.law.LAW'),
   bounds={k: v for k, v in BOUNDS.items() if k != 'noise'},
 )
+
+
+AT_BOUND = dataclasses.replace(
+  UNBOUND, bounds=dict(BOUNDS) | {'growth': Bound(0.004, 0.05)}
+)
+LOG_0 = dataclasses.replace(UNBOUND, bounds=dict(BOUNDS) | {'growth': Bound(0.0, 0.05)})
+
+
+@pytest.mark.parametrize(
+  'field,wrong',
+  [('iterations', 0), ('patience', 0), ('restarts', -1), ('tolerance', float('nan'))],
+)
+def test_a_search_that_cannot_be_is_named(field, wrong, cohort, tmp_path):
+  with pytest.raises(ConfigError, match=rf'^config\.fit\.{field}: '):
+    job('fit', tmp_path, cohort, fit={field: wrong})
 
 
 @pytest.mark.parametrize('far', [-40.0, 40.0])

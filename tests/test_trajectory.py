@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 import scipy.stats
 
+from covid3way import base
 from covid3way.simulator import (
   blocks,
   histogram,
@@ -21,10 +22,10 @@ from covid3way.simulator import (
 from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
-SHAPE = (40, 36, 44)  # Not all of it whole blocks.
+SHAPE = (38, 35, 43)  # Not all of it whole blocks.
 KEY = jax.random.key(0)
 # Voxels that neither die nor convert: only births happen.
-BIRTHS_ONLY = Parameters(growth=0.02, absorption=1e-5, noise=5e-4, conversion=1e-4)
+BIRTHS_ONLY = Parameters(growth=0.02, absorption=1e-5, noise=7e-4, conversion=2e-4)
 
 
 def ball(shape, centre, radius):
@@ -53,6 +54,9 @@ def float_scalars(w):
 
 DEFAULT = float_scalars(Parameters())
 PLAIN = Settings()
+RICH = Settings(
+  clustering=2.0, consolidation_clustering=1.0, seeding=0.02, noise_mm=3.0
+)
 
 
 def run(state, anatomy, *, w=DEFAULT, key=KEY, settings=PLAIN, **steps):
@@ -141,22 +145,22 @@ def test_same_key_same_bits_alone_in_a_batch_and_in_pieces():
   ws = [DEFAULT.replace(growth=jnp.float32(g)) for g in (0.004, 0.01, 0.002)]
   keys = jax.random.split(KEY, 3)
   alone = [
-    trajectory.run(*each, PLAIN, steps=40)
+    trajectory.run(*each, RICH, steps=40)
     for each in zip(keys, states, ws, anatomies, strict=True)
   ]
   stack = lambda items: jax.tree.map(lambda *a: jnp.stack(a), *items)  # noqa: E731
   advance = functools.partial(
-    trajectory.advance, settings=PLAIN, start=0, stop=40, capacity=500
+    trajectory.advance, settings=RICH, start=0, stop=40, capacity=600
   )
   batch, reached, _ = jax.vmap(lambda k, s, w, a: advance(k, s, w, a))(
     keys, stack(states), stack(ws), stack(anatomies)
   )
   assert (reached == 40).all()
   assert_same(stack(alone), batch)
-  again = trajectory.run(keys[0], states[0], ws[0], anatomies[0], PLAIN, steps=17)
-  again = trajectory.run(keys[0], again, ws[0], anatomies[0], PLAIN, steps=23, start=17)
+  again = trajectory.run(keys[0], states[0], ws[0], anatomies[0], RICH, steps=17)
+  again = trajectory.run(keys[0], again, ws[0], anatomies[0], RICH, steps=23, start=17)
   assert_same(alone[0], again)
-  other = trajectory.run(keys[1], states[0], ws[0], anatomies[0], PLAIN, steps=40)
+  other = trajectory.run(keys[1], states[0], ws[0], anatomies[0], RICH, steps=40)
   assert (np.asarray(other.signal) != np.asarray(alone[0].signal)).any()
 
 
@@ -215,14 +219,17 @@ def test_a_volume_follows_the_population_law(settings):
 # Births
 
 
-def test_as_many_births_as_growth_says():
+@pytest.mark.parametrize(
+  'settings', [PLAIN, Settings(clustering=3), Settings(seeding=0.5)]
+)
+def test_as_many_births_as_growth_says(settings):
   state, anatomy = make()
   anatomy = anatomy.replace(susceptible=jnp.ones(SHAPE, bool))
   counts = lambda signal, infection: jnp.stack(  # noqa: E731
     [infection.sum(), (infection & (signal < 0)).sum()]
   )
   w = float_scalars(BIRTHS_ONLY)
-  _, seen = trajectory.observe(KEY, state, w, anatomy, PLAIN, steps=100, what=counts)
+  _, seen = trajectory.observe(KEY, state, w, anatomy, settings, steps=100, what=counts)
   infected = np.asarray(state.infection)
   start = infected.sum(), (infected & (np.asarray(state.signal) < 0)).sum()
   seen = np.concatenate([[start], seen])
@@ -233,6 +240,48 @@ def test_as_many_births_as_growth_says():
   assert births.sum() > 1000
   assert abs(births.sum() - 0.02 * ggo.sum()) < 4 * np.sqrt(births.sum())
   assert error.std() < 1.3
+
+
+def test_more_births_than_satellites_find_room_for_are_still_born():
+  n = 64
+  mask = ball((n,) * 3, (n // 2,) * 3, 29)
+  state = State(jnp.full((n,) * 3, -0.03), jnp.asarray(mask))
+  tissue = Anatomy(jnp.ones((n,) * 3, bool), (1.0, 1.0, 1.0))
+  after = run(
+    state,
+    tissue,
+    w=BIRTHS_ONLY.replace(growth=0.04),
+    settings=Settings(seeding=1.0),
+    steps=1,
+  )
+  expected = 0.04 * mask.sum()  # Four times as many as places are tried.
+  born = np.asarray(after.infection).sum() - mask.sum()
+  assert born == pytest.approx(expected, abs=4 * np.sqrt(expected))
+
+
+def test_nothing_is_born_beyond_the_volume():
+  shape = (22, 22, 22)  # On no side whole blocks.
+  state = State(jnp.full(shape, -0.03), jnp.asarray(ball(shape, (11, 11, 11), 3)))
+  tissue = Anatomy(jnp.ones(shape, bool), (1.0, 1.0, 1.0))
+  after, counts = trajectory.observe(
+    KEY, state, float_scalars(BIRTHS_ONLY), tissue, Settings(seeding=0.5), steps=20,
+    what=lambda signal, infection: infection.sum(),
+  )  # fmt: skip
+  assert counts[-1] == np.asarray(after.infection).sum()
+
+
+@pytest.mark.parametrize('wrong', [float('nan'), 1.0])
+def test_a_w_that_is_none_is_an_error(wrong):
+  state, anatomy = make()
+  with pytest.raises(base.ParameterError, match='noise'):
+    run(state, anatomy, w=Parameters(noise=wrong), steps=1)
+
+
+def test_state_and_anatomy_must_share_a_grid():
+  state, _ = make()
+  other = Anatomy(jnp.ones((20, 20, 20), bool), (1.0, 1.0, 1.0))
+  with pytest.raises(base.GeometryError, match='20, 20, 20'):
+    run(state, other, steps=1)
 
 
 def test_full_tissue_gives_what_room_there_is():

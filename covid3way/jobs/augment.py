@@ -56,7 +56,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _check(section: ConfigDict) -> None:
   """Refuses what cannot be drawn."""
-  for name, low, high in (('steps', 1, 10_000), ('ratio', 0, section.steps)):
+  for name, low, high in (
+    ('steps', 1, serial.FIRST_TRANSITION),
+    ('ratio', 0, section.steps),
+  ):
     if not low <= section[name] <= high:
       raise ConfigError(
         f'config.augmentation.{name}', f'{section[name]}', f'use {low} to {high}'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +17,16 @@ from covid3way.simulator.state import Settings
 
 _FIELD = 'config.simulator.law'
 _ABOVE_0 = ('posterior', 'basal')  # Factors; other knobs may be 0.
+# Beyond these, single precision has nothing left of the small weights.
+_MOST = {'clustering': 10.0, 'consolidation_clustering': 10.0, 'seeding': 1.0}
 
 
 def load_law(dotted: str) -> Law:
   """The law that a dotted name stands for, `package.module.NAME`.
 
   Raises:
-    ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound.
+    ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound or
+      no default within it.
   """
   module, _, name = dotted.rpartition('.')
   try:
@@ -42,6 +44,12 @@ def load_law(dotted: str) -> Law:
   if missing:
     found = f'{dotted!r} has no bound for {", ".join(missing)}'
     raise ConfigError(_FIELD, found, 'add it to its table of bounds')
+  for field in _fields(law.parameters):
+    bound = law.bounds[field.name]
+    if not bound.low < field.default < bound.high or (bound.log and bound.low <= 0):
+      found = f'{field.name} = {field.default} with {bound}'
+      remedy = 'a fit starts strictly between the bounds; low > 0 when log'
+      raise ConfigError(_FIELD, found, remedy)
   return law
 
 
@@ -68,16 +76,26 @@ def _knobs(section: ConfigDict, kind: type) -> dict[str, float]:
   knobs = {f.name: section[f.name] for f in _fields(kind) if f.name != 'law'}
   for name, value in knobs.items():
     least = '> 0' if name in _ABOVE_0 else '>= 0'
-    most = 1.0 if name == 'seeding' else sys.float_info.max
+    most = _MOST.get(name, 1000.0)
     if not 0 <= value <= most or (value == 0 and name in _ABOVE_0):
-      limits = f'{least} and <= 1' if name == 'seeding' else least
-      remedy = f'use a finite number {limits}'
+      remedy = f'use a finite number {least} and <= {most:g}'
       raise ConfigError(f'config.simulator.{name}', f'{value:g}', remedy)
   return knobs
 
 
 def fit_settings(section: ConfigDict) -> FitSettings:
-  """`config.fit` -> how W is searched for."""
+  """`config.fit` -> how W is searched for.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+  for name, least in (('iterations', 1), ('patience', 1), ('restarts', 0)):
+    if section[name] < least:
+      found, remedy = f'{section[name]}', f'use {least} or more'
+      raise ConfigError(f'config.fit.{name}', found, remedy)
+  if not 0 <= section.tolerance < 1:
+    found = f'{section.tolerance}'
+    raise ConfigError('config.fit.tolerance', found, 'use a number >= 0 and < 1')
   return FitSettings(**{f.name: section[f.name] for f in _fields(FitSettings)})
 
 

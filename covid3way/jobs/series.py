@@ -128,7 +128,8 @@ def anatomy_of(
   if given is None:
     susceptible = find_susceptible(signal, lungs, infection, spacing_mm)
   else:
-    susceptible = given | infection  # What is infected was susceptible.
+    # What is infected was susceptible; nothing outside the lungs is.
+    susceptible = (given & (lungs > 0)) | infection
   prior = location_prior(lungs, spacing_mm, location)
   return Anatomy(
     jnp.asarray(susceptible), spacing_mm, None if prior is None else jnp.asarray(prior)

@@ -13,7 +13,7 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
 
   No chance is above 1: what a voxel cannot take goes to the others. When there is not
   room for all (`total` above the number of voxels with weight), every one of them is
-  taken and the rest is lost.
+  taken and the rest is lost. Weights below 2 ** -15 of the largest get no chance.
 
   Args:
     weight: (n, 4, 4, 4) float32 in [0, 1].
@@ -25,6 +25,7 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
     free = jnp.where(chance < 1, weight, 0)
     # Relative to the largest, or small weights alone would vanish in the sum.
     free = free / jnp.maximum(free.max(), _TINY)
+    free = jnp.where(free < 2.0 ** -(_FINE + 1), 0, free)  # It would not be counted.
     left = jnp.maximum(total - jnp.sum(chance >= 1), 0)
     scale = left / jnp.maximum(exact_sum(free), 1)  # The largest is 1, or none is.
     after = jnp.where(chance < 1, jnp.minimum(free * scale, 1), chance)

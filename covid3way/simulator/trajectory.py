@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from covid3way.base import GeometryError
 from covid3way.simulator import blocks as tiles
 from covid3way.simulator import law as laws
-from covid3way.simulator import noise, spread
+from covid3way.simulator import noise, parameters, spread
 from covid3way.simulator.blocks import EDGE, Blocks
 from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
@@ -71,7 +72,16 @@ def observe(
 
   Returns:
     Y, and the observations, (steps, ...) each.
+
+  Raises:
+    ParameterError: W is not finite or outside its bounds.
+    GeometryError: state and anatomy are not on one grid.
   """
+  w = parameters.check(w, subject='W', bounds=settings.law.bounds)
+  shapes = {a.shape for a in jax.tree.leaves((state, anatomy))}
+  if len(shapes) > 1:
+    found = f'volumes of {" and ".join(map(str, sorted(shapes)))} voxels'
+    raise GeometryError('state and anatomy', found, 'give all on one grid')
   needed = int(_count_needed(state.infection))
   seen, reached = [], start
   while not seen or reached < start + steps:
@@ -143,7 +153,7 @@ def transition(
   w: Parameters,
   spacing_mm: tuple[float, float, float],
   settings: Settings,
-  seeds: jax.Array | None = None,
+  seeds: jax.Array,
 ) -> Blocks:
   """T(W) on active blocks: births, then the voxels that were infected before.
 
@@ -156,7 +166,7 @@ def transition(
     w: parameters.
     spacing_mm: of the voxels.
     settings: law and morphology.
-    seeds: (m, 3) voxels where satellites are born; beyond the volume: none.
+    seeds: (m, 3) voxels where satellites are born; none if beyond the volume.
   """
   law, before = settings.law, held.signal
   pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
@@ -164,9 +174,10 @@ def transition(
   z, u = _apart(lambda held: noise.draw(key, held, pitch), held)
   ggo = held.infection & (before < laws.STAGE)
 
-  born = u < _births(held, ggo, w, settings)
-  if seeds is not None:
-    born |= _at(seeds, held) & ~held.infection
+  born = _at(seeds, held) & (held.weight > 0) & ~held.infection
+  # Births that satellites had no room for take place beside the lesions.
+  expected = jnp.maximum(w.growth * ggo.sum() - born.sum(), 0)
+  born |= u < _births(held, ggo, expected, settings.clustering)
 
   proposed = _apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
   passes = u < _conversion(held, proposed, w, settings)
@@ -186,15 +197,14 @@ def _apart(function: Callable, *args: Any) -> Any:
   nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
   first = jax.tree.leaves(args)[0]
   # Always true, which the compiler cannot know.
-  return jax.lax.cond(first.ravel()[0] < jnp.inf, function, nothing, *args)
+  return jax.lax.cond(first.ravel()[0] != jnp.inf, function, nothing, *args)
 
 
-def _births(held: Blocks, ggo: jax.Array, w: Parameters, settings: Settings):
+def _births(held: Blocks, ggo: jax.Array, expected: jax.Array, clustering: float):
   """Chance of every voxel to be born beside ground glass, (n, 4, 4, 4)."""
   neighbours = tiles.neighbourhood(held, ggo)
-  weight = held.weight * spread.crowding(neighbours, settings.clustering)
+  weight = held.weight * spread.crowding(neighbours, clustering)
   weight = jnp.where(held.infection, 0, weight)
-  expected = w.growth * ggo.sum() * (1 - settings.seeding)
   return spread.chances(weight, expected)
 
 
@@ -219,13 +229,15 @@ def _share(anatomy: Anatomy) -> jax.Array:
   return spread.exact_sum(lines) / weight.size
 
 
-def _satellites(key, held, w, anatomy, settings, share) -> jax.Array | None:
+def _satellites(key, held, w, anatomy, settings, share) -> jax.Array:
   """(m, 3) voxels anywhere in the susceptible lung, `seeding` of all births expected.
 
-  At most `_DRAWS` times the susceptible share of the volume are born at once.
+  There are at most `_DRAWS` times the susceptible share of the volume at once, and what
+  falls onto a lesion is none; rows beyond the volume are no satellites.
   """
   if not settings.seeding:
-    return None
+    return jnp.zeros((0, 3), jnp.int32)
+  beyond = EDGE * jnp.array(held.grid)
   ggo = (held.infection & (held.signal < laws.STAGE)).sum()
   shape = jnp.array(anatomy.susceptible.shape)
   u = jnp.stack(noise.uniforms(key, jnp.arange(2 * _DRAWS), noise.SATELLITES))
@@ -237,15 +249,13 @@ def _satellites(key, held, w, anatomy, settings, share) -> jax.Array | None:
     weight *= anatomy.prior[where]
   chance = w.growth * ggo * settings.seeding / (_DRAWS * jnp.maximum(share, 1e-9))
   chosen = u[3] < chance * weight
-  return jnp.where(chosen[:, None], at, shape)
+  return jnp.where(chosen[:, None], at, beyond)
 
 
-def _blocks_of(seeds: jax.Array | None, grid: tuple[int, int, int]) -> jax.Array:
+def _blocks_of(seeds: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
   """(grid blocks,) bool: where satellites are born."""
-  needed = jnp.zeros(grid, bool)
-  if seeds is not None:
-    needed = needed.at[tuple((seeds // EDGE).T)].set(True, mode='drop')
-  return needed.ravel()
+  where = tuple((seeds // EDGE).T)
+  return jnp.zeros(grid, bool).at[where].set(True, mode='drop').ravel()
 
 
 def _at(seeds: jax.Array, held: Blocks) -> jax.Array:

@@ -1,9 +1,10 @@
-"""Writes a phantom cohort: DICOM series, reference masks and `manifest.csv`.
+"""Writes a phantom cohort: serial DICOM scans, reference masks and `manifest.csv`.
 
   python -m covid3way.main --config=configs/phantom.py --workdir=runs/phantom
 
-Two patients of the default size took 64 s and 3.1 GiB on 2 cores; the 40 of the default
-were not timed.
+Per patient `dayNN/` for each time point and `truth.json`, with the W that its disease
+follows. Ten patients with 34 scans of 192 x 192 pixels and a 2 mm anatomy took
+3 min 21 s on 2 cores; the 40 full-size ones of the default were not timed.
 
 No real scan may be shipped, so this is what the tests and the quickstart work on.
 """

@@ -21,12 +21,10 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
   """Tests that need the quickstart run in one process: it is made once."""
-  for item in items:
-    if 'quickstart' in item.fixturenames:
-      item.add_marker(pytest.mark.xdist_group('quickstart'))
+  if 'quickstart' in item.fixturenames:
+    item.add_marker(pytest.mark.xdist_group('quickstart'))
 
 
 @pytest.fixture(scope='session')

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covid3way.simulator import explicit, histogram, law, parameters, population
+from covid3way.simulator import (
+  explicit,
+  histogram,
+  law,
+  parameters,
+  population,
+  trajectory,
+)
 from covid3way.simulator.histogram import BIN, bin_edges
 from covid3way.simulator.parameters import BOUNDS, Parameters
+from covid3way.simulator.state import Anatomy, Settings, State
 
 CENTRES = (bin_edges()[1:] + bin_edges()[:-1]) / 2
 # Nothing but what a test switches on.
@@ -181,12 +189,16 @@ def simulated(signal, w, transitions):
   return np.asarray(signal)[np.asarray(infected)]
 
 
+def spread_out(n):
+  """(n,) signals of both stages."""
+  rng = np.random.default_rng(0)
+  ground_glass, dense = rng.normal(-0.05, 0.03, n), rng.normal(0.1, 0.05, n)
+  return np.where(rng.random(n) < 0.7, ground_glass, dense).astype(np.float32)
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_law_is_what_voxels_do(case):
-  rng = np.random.default_rng(0)
-  n = 1_000_000
-  ground_glass, dense = rng.normal(-0.05, 0.03, n), rng.normal(0.1, 0.05, n)
-  signal = np.where(rng.random(n) < 0.7, ground_glass, dense).astype(np.float32)
+  signal = spread_out(1_000_000)
   voxels = simulated(signal, CASES[case], 300)
   counted = histogram.counts(voxels)
   predicted = np.asarray(population.evolve(CASES[case], histogram.counts(signal), 300))
@@ -197,6 +209,28 @@ def test_law_is_what_voxels_do(case):
   ground_glass = CENTRES < 0
   expected, found = (moments(c * ground_glass) for c in (predicted, counted))
   np.testing.assert_allclose(expected, found, rtol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', CASES)
+def test_law_is_what_a_million_voxels_of_a_volume_do(case):
+  """T(W) with its places and births, in a lesion that has room all around."""
+  side, w = 144, CASES[case].replace(growth=0.003)
+  offset = np.indices((side,) * 3) - side // 2
+  infection = (offset**2).sum(axis=0) < 62.5**2
+  volume = np.full(infection.shape, -0.2, np.float32)
+  n = np.count_nonzero(infection)
+  volume[infection] = before = spread_out(n)
+  tissue = Anatomy(jnp.ones(infection.shape, bool), (1.0, 1.0, 1.0))
+  state = State(jnp.asarray(volume), jnp.asarray(infection))
+  key = jax.random.key(0)
+  after = trajectory.run(key, state, w, tissue, Settings(), steps=300)
+  voxels = np.asarray(after.signal)[np.asarray(after.infection)]
+  counted = histogram.counts(voxels)
+  predicted = np.asarray(population.evolve(w, histogram.counts(before), 300))
+  assert n > 1_000_000
+  assert np.abs(coarse(predicted) - coarse(counted)).sum() <= 0.02
+  assert predicted.sum() == pytest.approx(len(voxels), rel=0.01)
 
 
 def test_law_from_an_invented_start():

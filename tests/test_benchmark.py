@@ -3,12 +3,13 @@ import pytest
 
 from covid3way.base import ConfigError
 from covid3way.jobs import benchmark
+from covid3way.simulator.prior import Location
 from covid3way.standard.space import StandardSpace
 
 
 def test_a_case_is_its_size_and_its_infected_share():
   for share in (0.01, 0.1):
-    state, anatomy = benchmark._chest(96, share)
+    state, anatomy = benchmark._chest(96, share, Location())
     lungs, infection = (np.asarray(a) for a in (anatomy.susceptible, state.infection))
     assert state.signal.shape == (96, 96, 96)
     assert infection.sum() / lungs.sum() == pytest.approx(share, rel=0.15)

@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.jobs.batch import claim
+from covid3way.jobs.laws import load_law, location_of, simulator_settings
+from covid3way.jobs.series import anatomy_of
 from covid3way.scans.files import write_json
 from covid3way.simulator import histogram, population, trajectory
 from covid3way.simulator.fit import fit
-from covid3way.simulator.parameters import Parameters
-from covid3way.simulator.state import Anatomy, Settings, State
+from covid3way.simulator.prior import Location
+from covid3way.simulator.state import Anatomy, State
 from covid3way.standard.space import StandardSpace
 
 _COLUMNS = (
@@ -34,14 +36,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
   """Writes `benchmark.json`, a list of rows, and prints them, as they come."""
   settings = config.benchmark
   cases = [_parse(stage, case) for stage, case in settings.cases]
-  claim(workdir, 'benchmark', settings.to_dict())
+  chosen = {'simulator': config.simulator.to_dict(), **settings.to_dict()}
+  claim(workdir, 'benchmark', chosen)
   print(_line(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
   rows = []
   for stage, case, parsed in progress.track(cases, what='benchmark'):
     # A process of its own: nothing compiled yet, and its peak is the stage's.
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
       work = process.submit(
-        _STAGES[stage], *parsed, settings.transitions, settings.repeats
+        _STAGES[stage],
+        *parsed,
+        config.simulator,
+        settings.transitions,
+        settings.repeats,
       )
       rows.append({'stage': stage, 'case': case, **work.result()})
     print(_line(rows[-1]))
@@ -68,11 +75,14 @@ def _line(row: dict[str, Any]) -> str:
   )
 
 
-def _simulate(n: int, share: float, transitions: int, repeats: int) -> dict[str, Any]:
+def _simulate(
+  n: int, share: float, section: ConfigDict, transitions: int, repeats: int
+) -> dict[str, Any]:
   """T(W) on an n^3 standard space with `share` of the lung infected."""
-  state, anatomy = _chest(n, share)
-  w = jax.tree.map(jnp.float32, Parameters())
-  key, settings = jax.random.key(0), Settings()
+  state, anatomy = _chest(n, share, location_of(section))
+  settings = simulator_settings(section)
+  w = jax.tree.map(jnp.float32, settings.law.parameters())
+  key = jax.random.key(0)
 
   def simulate():
     after, infected = trajectory.observe(
@@ -88,13 +98,18 @@ def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
   return infection.sum()
 
 
-def _fit(n: int, share: float, transitions: int, repeats: int) -> dict[str, Any]:
+def _fit(
+  n: int, share: float, section: ConfigDict, transitions: int, repeats: int
+) -> dict[str, Any]:
   """W out of the histograms of a scan and of what the law makes of it."""
-  state, _ = _chest(n, share)
+  law = load_law(section.law)
+  state, _ = _chest(n, share, Location())
   before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
-  w = Parameters(growth=0.005, conversion=0.12, absorption=0.0007)
-  after = np.asarray(population.evolve(w, before, transitions))
-  return _measure(lambda: fit(before, after, transitions) and 1, repeats, 'pairs/s')
+  w = law.parameters(growth=0.005, conversion=0.12, absorption=0.0007)
+  after = np.asarray(population.evolve(w, before, transitions, law))
+  return _measure(
+    lambda: fit(before, after, transitions, law=law) and 1, repeats, 'pairs/s'
+  )
 
 
 _STAGES = {'simulate': _simulate, 'fit': _fit}
@@ -127,7 +142,7 @@ def _peak_mib(device: jax.Device) -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _chest(n: int, share: float) -> tuple[State, Anatomy]:
+def _chest(n: int, share: float, location: Location) -> tuple[State, Anatomy]:
   """Two ellipsoid lungs of 4.6 l in an n^3 standard space, with round lesions."""
   space, rng = StandardSpace((n, n, n)), np.random.default_rng(0)
   mm = np.array(space.spacing_mm)
@@ -152,4 +167,4 @@ def _chest(n: int, share: float) -> tuple[State, Anatomy]:
   signal = np.full(lungs.shape, -0.2, np.float32)
   signal[infection] = rng.normal(-0.03, 0.04, count).clip(-0.14, 0.2)
   state = State(jnp.asarray(signal), jnp.asarray(infection))
-  return state, Anatomy(jnp.asarray(lungs), space.spacing_mm)
+  return state, anatomy_of(signal, lungs, infection, lungs, location)

@@ -109,11 +109,27 @@ def advance(
   what: Callable | None = None,
   length: int = 0,
 ) -> tuple[State, jax.Array, Any]:
-  """Transitions `start` to `stop`, as many as fit in `capacity` blocks. `vmap`-able.
+  """Transitions `start` to `stop`, as many as `capacity` suffices for.
+
+  `observe` without the loop that makes room: a pure function that may be compiled into
+  another and run under `vmap`, one patient per row.
+
+  Args:
+    key: see `run`, like the next four.
+    state: Y before.
+    w: parameters; not checked.
+    anatomy: of the volume.
+    settings: law and morphology.
+    start: number of the first transition.
+    stop: number of the first one that is not run.
+    capacity: blocks of 4 x 4 x 4 voxels that the infection may lie in or touch; as many
+      as the volume has are always enough.
+    what: see `observe`.
+    length: of the observations' buffer, `stop` - `start`; 0 without `what`.
 
   Returns:
     Y, the transition reached (less than `stop` when the blocks ran out), and the
-    observations in a buffer of `length`.
+    observations, (length, ...) each.
   """
   held, fits = tiles.pack(state, anatomy, capacity)
   share = _share(anatomy)

@@ -222,6 +222,20 @@ def test_bad_series_name_patient_and_pair(damage, words, tmp_path):
     job('fit', tmp_path / 'out', tmp_path / 'm.csv', fit={'iterations': 1})
 
 
+def test_a_mask_that_was_corrected_is_fitted_once_its_group_is_removed(tmp_path):
+  (row,) = serial_scans.write_patient(tmp_path, 'p1', DAYS['p1'][:1])
+  manifest, out = tmp_path / 'm.csv', tmp_path / 'out'
+  write_manifest(manifest, [of_mask(0, np.zeros_like)(row, 0)])
+  with pytest.raises(
+    SerialError, match=r'correct it.*remove p1-1\.zarr from the store'
+  ):
+    job('fit', out, manifest)
+  write_manifest(manifest, serial_scans.write_patient(tmp_path, 'p1', DAYS['p1'][:1]))
+  shutil.rmtree(out / 'store' / 'p1-1.zarr')
+  job('fit', out, manifest)
+  assert len(fits(out)['pairs']) == 1
+
+
 def test_one_bad_patient_does_not_stop_the_others(cohort, tmp_path):
   rows = read_manifest(cohort)
   rows = [dataclasses.replace(r, day=0.0) for r in rows]
@@ -611,6 +625,7 @@ def test_settings_that_cannot_be_are_named(changes, field, cohort, tmp_path):
     ('test_fit_augment.UNBOUND', 'no bound for noise'),
     ('test_fit_augment.AT_BOUND', 'growth = 0.004 with'),
     ('test_fit_augment.LOG_0', 'growth = 0.004 with'),
+    ('test_fit_augment.SILENT', 'noise with .* use low >= 0.0007'),
   ],
 )
 def test_a_law_that_is_none_is_told(dotted, words):
@@ -627,7 +642,18 @@ UNBOUND = dataclasses.replace(
 AT_BOUND = dataclasses.replace(
   UNBOUND, bounds=dict(BOUNDS) | {'growth': Bound(0.004, 0.05)}
 )
+SILENT = dataclasses.replace(
+  UNBOUND, bounds=dict(BOUNDS) | {'noise': Bound(1e-5, 0.01)}
+)
 LOG_0 = dataclasses.replace(UNBOUND, bounds=dict(BOUNDS) | {'growth': Bound(0.0, 0.05)})
+
+
+@pytest.mark.parametrize('text', ['LAW = (', 'LAW = law.Law()', '1 / 0'])
+def test_a_study_whose_file_is_broken_is_told_in_one_line(text, tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'broken_study.py').write_text(text)
+  with pytest.raises(ConfigError, match=r"'broken_study\.LAW': \w+Error: "):
+    laws.load_law('broken_study.LAW')
 
 
 @pytest.mark.parametrize(

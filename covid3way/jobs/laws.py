@@ -11,7 +11,7 @@ from covid3way.base import ConfigError, ParameterError
 from covid3way.simulator import parameters
 from covid3way.simulator.fit import FitSettings
 from covid3way.simulator.law import Law
-from covid3way.simulator.parameters import Parameters
+from covid3way.simulator.parameters import BOUNDS, Parameters
 from covid3way.simulator.prior import Location
 from covid3way.simulator.state import Settings
 
@@ -25,16 +25,16 @@ def load_law(dotted: str) -> Law:
   """The law that a dotted name stands for, `package.module.NAME`.
 
   Raises:
-    ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound or
-      no default within it.
+    ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound, no
+      default within it, or is a noise that the population law cannot resolve.
   """
   module, _, name = dotted.rpartition('.')
   try:
     law = getattr(importlib.import_module(module), name)
-  except (ImportError, AttributeError, ValueError) as error:
+  except Exception as error:  # A study's file may hold any mistake.
     raise ConfigError(
       _FIELD,
-      f'{dotted!r}: {error}',
+      f'{dotted!r}: {type(error).__name__}: {error}',
       'give package.module.NAME, importable where the program is started',
     ) from error
   if not isinstance(law, Law):
@@ -50,6 +50,12 @@ def load_law(dotted: str) -> Law:
       found = f'{field.name} = {field.default} with {bound}'
       remedy = 'a fit starts strictly between the bounds; low > 0 when log'
       raise ConfigError(_FIELD, found, remedy)
+  if law.bounds['noise'].low < BOUNDS['noise'].low:
+    found, remedy = (
+      f'noise with {law.bounds["noise"]}',
+      f'use low >= {BOUNDS["noise"].low}',
+    )
+    raise ConfigError(_FIELD, found, remedy)
   return law
 
 

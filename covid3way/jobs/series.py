@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covid3way import progress
-from covid3way.base import InputError, ScanWarning
+from covid3way.base import InputError, ScanWarning, SerialError
 from covid3way.scans.manifest import ManifestRow
 from covid3way.scans.store import StoredScan
 from covid3way.simulator.fit import LEAST_VOXELS
@@ -89,13 +89,17 @@ def read(stored: StoredScan, pair: Pair) -> SerialScan:
     )
   volumes = {n: v.read() for n, v in stored.volumes.items()}
   lungs = volumes['lungs'].result()
-  infection, warnings = take_infection(
-    volumes['infection'].result(),
-    lungs,
-    subject=pair.subject,
-    scan_id=stored.scan_id,
-    least=LEAST_VOXELS,
-  )
+  try:
+    infection, warnings = take_infection(
+      volumes['infection'].result(),
+      lungs,
+      subject=pair.subject,
+      scan_id=stored.scan_id,
+      least=LEAST_VOXELS,
+    )
+  except SerialError as error:
+    again = f'{error.remedy}; remove {stored.scan_id}.zarr from the store if you do'
+    raise SerialError(error.subject, error.found, again) from error
   signal = volumes['signal'].result().astype(np.float32)
   return SerialScan(stored, signal, lungs, infection, warnings)
 

@@ -27,8 +27,9 @@ from covid3way.simulator.law import LAW, Law
 from covid3way.simulator.parameters import Parameters
 
 # K is kept as tiles of 64 source bins, each with its own and its two neighbours'
-# target bins: 20 % of K, and no voxel moves more than 0.064 in one transition (five
-# standard deviations of the greatest noise). What would, stops at the end of the tiles.
+# target bins: 20 % of K, and no voxel moves more than 0.064 in one transition. That is
+# five standard deviations of the greatest noise, and far more of any that is fitted;
+# what would move further, a study's drift included, stops at the end of the tiles.
 TILE = 64
 _EDGES = bin_edges()
 _BINS = len(_EDGES) - 1

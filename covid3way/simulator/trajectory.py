@@ -16,7 +16,8 @@ from covid3way.simulator.blocks import EDGE, Blocks
 from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
-_DRAWS = 1024  # Places tried for satellites in one transition.
+# Places tried for satellites in one transition: so many, or one per so many voxels.
+_DRAWS, _VOXELS_PER_DRAW = 1024, 2**13
 _SMALL = 1024  # Slots that cost less than compiling for fewer.
 _SLACK = 8  # A transition may add one block per so many slots.
 
@@ -128,8 +129,8 @@ def advance(
     length: of the observations' buffer, `stop` - `start`; 0 without `what`.
 
   Returns:
-    Y, the transition reached (less than `stop` when the blocks ran out), and the
-    observations, (length, ...) each.
+    Y, the transition reached (less than `stop` when one needs more blocks than there
+    are, or adds more than an eighth of them), and the observations, (length, ...) each.
   """
   held, fits = tiles.pack(state, anatomy, capacity)
   share = _share(anatomy)
@@ -144,9 +145,9 @@ def advance(
   def body(carry):
     held, t, _, seen = carry
     here = jax.random.fold_in(key, t)
-    seeds = _satellites(here, held, w, anatomy, settings, share)
+    seeds, elsewhere = _satellites(here, held, w, anatomy, settings, share)
     step = lambda held: transition(  # noqa: E731
-      here, held, w, anatomy.spacing_mm, settings, seeds
+      here, held, w, anatomy.spacing_mm, settings, seeds, elsewhere
     )
     fits = t < stop
     if capacity < total:  # Else all blocks are active.
@@ -170,6 +171,7 @@ def transition(
   spacing_mm: tuple[float, float, float],
   settings: Settings,
   seeds: jax.Array,
+  elsewhere: jax.typing.ArrayLike,
 ) -> Blocks:
   """T(W) on active blocks: births, then the voxels that were infected before.
 
@@ -183,6 +185,7 @@ def transition(
     spacing_mm: of the voxels.
     settings: law and morphology.
     seeds: (m, 3) voxels where satellites are born; none if beyond the volume.
+    elsewhere: how many satellites were expected; the other births are beside lesions.
   """
   law, before = settings.law, held.signal
   pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
@@ -191,8 +194,7 @@ def transition(
   ggo = held.infection & (before < laws.STAGE)
 
   born = _at(seeds, held) & (held.weight > 0) & ~held.infection
-  # Births that satellites had no room for take place beside the lesions.
-  expected = jnp.maximum(w.growth * ggo.sum() - born.sum(), 0)
+  expected = jnp.maximum(w.growth * ggo.sum() - elsewhere, 0)
   born |= u < _births(held, ggo, expected, settings.clustering)
 
   proposed = _apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
@@ -239,33 +241,45 @@ def _conversion(held: Blocks, proposed: jax.Array, w: Parameters, settings: Sett
 def _share(anatomy: Anatomy) -> jax.Array:
   """Mean over the volume of how readily a voxel is infected."""
   if anatomy.prior is None:
-    return jnp.mean(anatomy.susceptible, dtype=jnp.float32)
-  weight = anatomy.susceptible * anatomy.prior
-  lines = weight.reshape(-1, weight.shape[-1], 1, 1)
-  return spread.exact_sum(lines) / weight.size
+    total = anatomy.susceptible.sum(dtype=jnp.uint32).astype(jnp.float32)
+  else:
+    weight = anatomy.susceptible * anatomy.prior
+    total = spread.exact_sum(weight.reshape(-1, weight.shape[-1], 1, 1))
+  return total / anatomy.susceptible.size
 
 
-def _satellites(key, held, w, anatomy, settings, share) -> jax.Array:
-  """(m, 3) voxels anywhere in the susceptible lung, `seeding` of all births expected.
+def _satellites(
+  key, held, w, anatomy, settings, share
+) -> tuple[jax.Array, jax.typing.ArrayLike]:
+  """Voxels anywhere in the susceptible lung, `seeding` of all births expected.
 
-  There are at most `_DRAWS` times the susceptible share of the volume at once, and what
-  falls onto a lesion is none; rows beyond the volume are no satellites.
+  What falls onto a lesion is none, and there are at most as many as places tried times
+  `share`: 1,300 for lungs of 4.6 l at 512 x 512 x 512 voxels. Births that this costs
+  take place beside the lesions.
+
+  Returns:
+    (m, 3), rows beyond the volume are no satellites; and how many were expected.
   """
   if not settings.seeding:
-    return jnp.zeros((0, 3), jnp.int32)
+    return jnp.zeros((0, 3), jnp.int32), 0
+  size = anatomy.susceptible.size
+  draws = max(_DRAWS, size // _VOXELS_PER_DRAW)
   beyond = EDGE * jnp.array(held.grid)
   ggo = (held.infection & (held.signal < laws.STAGE)).sum()
+  chance = w.growth * ggo * settings.seeding / (draws * jnp.maximum(share, 1e-9))
+  chance = jnp.minimum(chance, 1)
   shape = jnp.array(anatomy.susceptible.shape)
-  u = jnp.stack(noise.uniforms(key, jnp.arange(2 * _DRAWS), noise.SATELLITES))
-  u = u.reshape(4, _DRAWS)
+  u = jnp.stack(noise.uniforms(key, jnp.arange(2 * draws), noise.SATELLITES))
+  u = u.reshape(4, draws)
   at = (u[:3].T * shape).astype(jnp.int32)
   where = tuple(at.T)
   weight = anatomy.susceptible[where].astype(jnp.float32)
   if anatomy.prior is not None:
     weight *= anatomy.prior[where]
-  chance = w.growth * ggo * settings.seeding / (_DRAWS * jnp.maximum(share, 1e-9))
   chosen = u[3] < chance * weight
-  return jnp.where(chosen[:, None], at, beyond)
+  taken = spread.exact_sum(jnp.where(held.infection, held.weight, 0)) / size
+  expected = chance * draws * jnp.maximum(share - taken, 0)
+  return jnp.where(chosen[:, None], at, beyond), expected
 
 
 def _blocks_of(seeds: jax.Array, grid: tuple[int, int, int]) -> jax.Array:

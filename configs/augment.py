@@ -6,8 +6,8 @@
 Works in the workdir of the fit job. Adds `store/<scan_id>-sim-<transition>.zarr`, scans
 like the others with their infection masks, on which the train job then trains too, and
 writes `augmented.csv`, the manifest with their lines. `--config.augmentation.ratio=2`
-is the paper's 200 %: two simulated scans per scan; 0.5 is one for every other scan. A
-second run skips what is finished.
+is the paper's 200 %: two simulated scans per scan; with 0.5 there is one for each scan
+with a chance of one half. A second run skips what is finished.
 """
 
 from configs import default

@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
   # Fit of the law to pairs of scans.
   config.fit = ConfigDict()
   config.fit.iterations = 100  # At most, in each of its two phases.
-  # Random starts, while nothing found beats the last histogram, as it is and scaled.
+  # Further, random starts, only while nothing found beats both trivial predictors.
   config.fit.restarts = 1
   # A phase ends when so many iterations together improve it by less than this.
   config.fit.patience = 10
@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
   config.simulation = ConfigDict()
   config.simulation.days = 3.0
   config.simulation.every_days = 1.0  # Between outputs; the last day is one, too.
-  config.simulation.frames = 40  # Of the animation.
+  config.simulation.frames = 40  # Of the animation, at most one per tenth of a day.
   config.simulation.seed = 0
   config.simulation.fit = ''  # `fits/<patient>.json` to take W from; '': the law's own.
   config.simulation.pair = -1  # Which of its pairs; -1 is the last.

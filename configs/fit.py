@@ -4,10 +4,10 @@
     --config.input=MANIFEST.csv
 
 Each scan is cast into `store/` first unless the preprocess job did so in the same
-workdir. A patient's scans need an infection mask and a day, the earliest first. Writes
-`fits/<patient>.json` and `.png` per patient, and `fit_report.json` and `.csv`: how well
-the law fitted to two time points foretells the third. A second run skips what is
-finished.
+workdir. A patient's scans need an infection mask and, when there are several, a day,
+the earliest first. Writes `fits/<patient>.json` and `.png` per patient, and
+`fit_report.json` and `.csv`: how well the law fitted to two time points foretells the
+third. A second run skips what is finished.
 """
 
 from configs import default

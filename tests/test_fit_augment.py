@@ -454,6 +454,18 @@ def test_a_second_run_makes_only_what_is_missing_and_makes_it_the_same(
   assert same_group(made[1], done / 'store' / made[1].name)
 
 
+def test_what_a_killed_run_left_is_not_taken_for_a_scan(workdir, cohort):
+  """It wrote aside, and whether its last file was whole nobody knows."""
+  before = (workdir / 'augmented.csv').read_text()
+  made = min((workdir / 'store').glob('p1-2-sim-*'))
+  aside = made.with_name(f'.1.partial.{made.name}')
+  shutil.copytree(made, aside)
+  shutil.rmtree(made)
+  job('augment', workdir, cohort)
+  assert (workdir / 'augmented.csv').read_text() == before
+  assert aside not in store.list_groups(workdir / 'store') and made.exists()
+
+
 @pytest.mark.parametrize('ratio,count', [(0, 0), (1, 4), (4, 16)])
 def test_the_ratio_is_scans_per_scan(ratio, count, done, cohort, tmp_path):
   fitted(done, tmp_path)

@@ -241,7 +241,7 @@ def _write(
 def _simulated_rows(folder: Path, parents: Collection[str]) -> list[ManifestRow]:
   """Rows of the simulated scans of these parents that are in the store."""
   rows = []
-  for path in sorted(folder.glob('*.zarr')):
+  for path in store.finished_groups(folder):
     known = store.open_group(path).attributes
     if known.get('simulated', {}).get('parent_scan') in parents:
       fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')

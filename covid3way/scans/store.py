@@ -106,13 +106,18 @@ def open_group(path: Path, *, cache_bytes: int = 0) -> StoredScan:
   return StoredScan(path.name.removesuffix('.zarr'), volumes, attributes)
 
 
+def finished_groups(folder: Path) -> list[Path]:
+  """The groups of a store, by name; none that a killed process left half-written."""
+  return sorted(folder.glob('[!.]*.zarr'))
+
+
 def list_groups(folder: Path) -> Iterable[Path]:
   """The groups of a store, by name.
 
   Raises:
     InputError: the folder holds none.
   """
-  groups = sorted(p for p in folder.glob('*.zarr') if not p.name.startswith('.'))
+  groups = finished_groups(folder)
   if not groups:
     raise InputError(
       str(folder), 'no scans in standard space here', 'run the preprocess job first'

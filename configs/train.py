@@ -7,7 +7,8 @@ The defaults are meant for accelerators and were not timed; the quickstart's dif
 on 2 cores in minutes.
 
 Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
-from which an interrupted training goes on.
+from which the same command goes on after an interruption. SIGTERM is answered by a
+checkpoint of the step reached.
 """
 
 from configs import default

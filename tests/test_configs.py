@@ -175,12 +175,12 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(quickstart, tmp_path)
   inputs = inputs_of('train', quickstart)
   run_job('train', tmp_path, **inputs)
   first = read_model(tmp_path / 'model')
-  kept = (tmp_path / 'training' / 'xy' / 'epoch-2').stat().st_mtime_ns
+  kept = (tmp_path / 'training' / 'xy' / 'step-6').stat().st_mtime_ns
   for part in ('model', 'training/yz'):  # As if stopped before the second view.
     shutil.rmtree(tmp_path / part)
   run_job('train', tmp_path, **inputs)
   again = read_model(tmp_path / 'model')
-  assert (tmp_path / 'training' / 'xy' / 'epoch-2').stat().st_mtime_ns == kept
+  assert (tmp_path / 'training' / 'xy' / 'step-6').stat().st_mtime_ns == kept
   lines = (tmp_path / 'training' / 'xy' / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == [1, 2]
   jax.tree.map(np.testing.assert_array_equal, first.variables, again.variables)

@@ -122,7 +122,7 @@ def test_training_learns_a_threshold():
   """A network of two levels learns `signal > 0` far better than at its start."""
   rng = np.random.default_rng(0)
 
-  def batch():
+  def batch(_=None):
     stacks = rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
     labels = (stacks[..., 1] > 0).astype(np.int32)
     return {'stacks': stacks, 'labels': labels, 'weights': np.ones(labels.shape, bool)}
@@ -133,11 +133,11 @@ def test_training_learns_a_threshold():
     figures
     for _, figures in loop.train(
       state,
-      iter(batch, None),
+      batch,
       network=network,
       optimiser=optimiser,
       class_weights=(1, 1),
-      epochs=[1, 2],
+      epochs=2,
       steps_per_epoch=40,
       validation=[batch()],
       on_devices=jax.devices()[:1],
@@ -156,15 +156,15 @@ def test_a_loss_that_is_not_finite_stops_the_training():
   }
   network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
   state = loop.init_state(network, optimiser, jax.random.key(0), bad['stacks'])
-  with pytest.raises(FloatingPointError, match='xy: the loss of epoch 3 is nan'):
+  with pytest.raises(FloatingPointError, match='xy: the loss of epoch 1 is nan'):
     next(
       loop.train(
         state,
-        iter(lambda: bad, None),
+        lambda _: bad,
         network=network,
         optimiser=optimiser,
         class_weights=(1, 1),
-        epochs=[3],
+        epochs=1,
         steps_per_epoch=1,
         validation=[],
         on_devices=jax.devices()[:1],
@@ -193,8 +193,8 @@ for n in (1, 4):
   state = loop.init_state(network, optimiser, jax.random.key(0), stacks)
   step = devices.parallel(loop.make_step(network, optimiser, (1, 3)), jax.devices()[:n])
   for batch in batches:
-    state, metrics = step(state, devices.shard(batch, n))
-  results[n] = jax.tree.map(np.asarray, (state, metrics))
+    state = step(state, devices.shard(batch, n))
+  results[n] = jax.tree.map(np.asarray, state)
 difference = lambda part: max(
   float(np.abs(a - b).max())
   for a, b in zip(*(jax.tree.leaves(part(results[n])) for n in (1, 4)))
@@ -202,11 +202,11 @@ difference = lambda part: max(
 moved = loop.init_state(network, optimiser, jax.random.key(0), stacks)
 print(json.dumps({
   'devices': jax.device_count(),
-  'params': difference(lambda r: r[0].variables['params']),
-  'batch_stats': difference(lambda r: r[0].variables['batch_stats']),
-  'metrics': difference(lambda r: r[1]),
+  'params': difference(lambda s: s.variables['params']),
+  'batch_stats': difference(lambda s: s.variables['batch_stats']),
+  'metrics': difference(lambda s: s.sums),
   'moved': max(float(np.abs(a - b).max()) for a, b in zip(
-    jax.tree.leaves(moved.variables), jax.tree.leaves(results[4][0].variables))),
+    jax.tree.leaves(moved.variables), jax.tree.leaves(results[4].variables))),
 }))
 """
 

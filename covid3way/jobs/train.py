@@ -1,8 +1,9 @@
 """Trains one U-Net per view on stored scans and writes the model directory."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from covid3way import progress
 from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import claim, required
 from covid3way.scans import store
-from covid3way.scans.files import storing
+from covid3way.scans.files import storing, whole
 from covid3way.scans.store import StoredScan
-from covid3way.training import checkpoints, loop, pipeline, views
+from covid3way.training import checkpoints, loop, pipeline, preemption, views
 from covid3way.training.checkpoints import ModelSpec
 from covid3way.training.split import split
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Reads the store `config.input`; writes `model/` under the workdir."""
+  """Reads the store `config.input`; writes `model/` under the workdir.
+
+  Raises:
+    PreemptedError: SIGTERM came; the same command goes on from there.
+  """
   settings = config.training
   scans = _open(Path(required(config, 'input')), settings)
   spec = ModelSpec(
@@ -46,10 +51,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     f'{len(validation)} to validate'
   )
   variables, figures = {}, {}
-  for view in settings.views:
-    variables[view], figures[view] = _train_view(
-      view, spec, training, validation, settings, workdir / 'training' / view
-    )
+  with preemption.watching() as stop:
+    for view in settings.views:
+      variables[view], figures[view] = _train_view(
+        view, spec, training, validation, settings, workdir / 'training' / view, stop
+      )
   checkpoints.write_model(workdir / 'model', spec, variables, figures)
   progress.say(f'model written to {workdir / "model"}')
 
@@ -107,8 +113,13 @@ def _train_view(
   validation: Sequence[StoredScan],
   settings: ConfigDict,
   folder: Path,
+  stop: Callable[[], bool],
 ) -> tuple[Any, list[dict[str, float]]]:
-  """Trains one network; returns its variables and the figures of each epoch."""
+  """Trains one network; returns its variables and the figures of each epoch.
+
+  Raises:
+    PreemptedError: it was time to stop; what was reached is kept.
+  """
   how = {
     'view': view,
     'target': spec.target,
@@ -132,35 +143,43 @@ def _train_view(
     slices.read(np.array([[0, 0]]))['stacks'],
   )
   state = loop.init_state(spec.network, optimiser, key, example)
-  done, state = checkpoints.restore_epoch(folder, state)
-  batches = pipeline.batches(
-    slices,
-    batch_size=settings.batch_size,
-    foreground_share=settings.foreground_share,
-    seed=(settings.seed, done),
-  )
-  log = folder / 'metrics.jsonl'
+  state, figures = checkpoints.restore(folder, state)
   for state, epoch in loop.train(  # noqa: B020, it goes on from `state`
     state,
-    batches,
+    functools.partial(
+      pipeline.batch_at,
+      slices=slices,
+      batch_size=settings.batch_size,
+      foreground_share=settings.foreground_share,
+      seed=settings.seed,
+    ),
     network=spec.network,
     optimiser=optimiser,
     class_weights=tuple(settings.class_weights),
-    epochs=range(done + 1, settings.epochs + 1),
+    epochs=settings.epochs,
     steps_per_epoch=settings.steps_per_epoch,
     validation=held_out,
     on_devices=jax.devices(),
     what=f'view {view}',
+    stop=stop,
   ):
+    if epoch:
+      figures.append(dataclasses.asdict(epoch))
+      progress.say(
+        f'view {view}, epoch {epoch.epoch}/{settings.epochs}: loss {epoch.loss:.4f}, '
+        f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}'
+      )
     with storing(folder):
-      checkpoints.save_epoch(folder, epoch.epoch, state)
-      with log.open('a') as lines:
-        lines.write(json.dumps(dataclasses.asdict(epoch)) + '\n')
-    progress.say(
-      f'view {view}, epoch {epoch.epoch}/{settings.epochs}: loss {epoch.loss:.4f}, '
-      f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}'
+      checkpoints.keep(folder, state, figures)
+      with whole(folder / 'metrics.jsonl') as aside:
+        aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
+  if stop():
+    done, total = int(state.step), settings.epochs * settings.steps_per_epoch
+    raise preemption.PreemptedError(
+      f'stopped by SIGTERM: view {view}, step {done} of {total} is kept; the same '
+      'command goes on from there'
     )
-  return state.variables, [json.loads(line) for line in log.read_text().splitlines()]
+  return state.variables, figures
 
 
 def _validation(slices: pipeline.Slices, settings: ConfigDict) -> list[loop.Batch]:

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -85,22 +85,31 @@ def versions() -> dict[str, str]:
   return {name: metadata.version(name) for name in ('jax', 'flax', 'numpy', 'scipy')}
 
 
-def save_epoch(folder: Path, epoch: int, state: Any) -> None:
-  """Keeps the state after an epoch, whole, and then no earlier one."""
-  earlier = _epochs(folder)
-  with whole(folder / f'epoch-{epoch}') as aside:
-    _save(aside / 'state', state)
-  for path in earlier.values():
-    shutil.rmtree(path)
+def keep(folder: Path, state: Any, figures: Sequence[Mapping[str, Any]]) -> None:
+  """Keeps a training, whole, and then no earlier state of it.
+
+  Args:
+    folder: of the training.
+    state: with its `step`.
+    figures: of every epoch so far, JSON values.
+  """
+  path = folder / f'step-{int(state.step)}'
+  if not path.exists():
+    with whole(path) as aside:
+      _save(aside / 'state', state)
+      (aside / 'figures.json').write_text(json.dumps(list(figures)))
+  for earlier in set(_kept(folder).values()) - {path}:
+    shutil.rmtree(earlier)
 
 
-def restore_epoch(folder: Path, state: Any) -> tuple[int, Any]:
-  """The last epoch kept and its state; 0 and the given state when there is none."""
-  kept = _epochs(folder)
+def restore(folder: Path, state: Any) -> tuple[Any, list[dict[str, Any]]]:
+  """What was kept last, state and figures; the given state when there is nothing."""
+  kept = _kept(folder)
   if not kept:
-    return 0, state
-  epoch = max(kept)
-  return epoch, _restore(kept[epoch] / 'state', state)
+    return state, []
+  path = kept[max(kept)]
+  figures = json.loads((path / 'figures.json').read_text())
+  return _restore(path / 'state', state), figures
 
 
 def _save(path: Path, tree: Any) -> None:
@@ -116,8 +125,8 @@ def _restore(path: Path, template: Any) -> Any:
     )
 
 
-def _epochs(folder: Path) -> dict[int, Path]:
-  return {int(p.name.removeprefix('epoch-')): p for p in folder.glob('epoch-*')}
+def _kept(folder: Path) -> dict[int, Path]:
+  return {int(p.name.removeprefix('step-')): p for p in folder.glob('step-*')}
 
 
 def write_model(

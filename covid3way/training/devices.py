@@ -14,9 +14,9 @@ AXIS = 'devices'
 
 
 def parallel(
-  step: Callable[[Any, Any], tuple[Any, Any]], devices: Sequence[jax.Device]
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-  """Maps `step(state, batch) -> (state, metrics)` over devices.
+  step: Callable[[Any, Any], Any], devices: Sequence[jax.Device]
+) -> Callable[[Any, Any], Any]:
+  """Maps `step(state, batch) -> state` over devices.
 
   Args:
     step: gets the whole state and one device's share of the batch; what it returns
@@ -30,7 +30,7 @@ def parallel(
     step,
     axis_name=AXIS,
     in_axes=(None, 0),
-    out_axes=(None, None),
+    out_axes=None,
     devices=devices,
   )
 

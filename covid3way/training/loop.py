@@ -24,10 +24,14 @@ class TrainState:
   Attributes:
     variables: `params` and `batch_stats` of the network.
     opt_state: of the optimiser.
+    step: batches seen, which is the number of the next one.
+    sums: of the metrics, over the batches of the epoch so far.
   """
 
   variables: Any
   opt_state: Any
+  step: jax.Array
+  sums: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +51,20 @@ def init_state(
   variables = jax.jit(network.init, static_argnames='train')(
     key, jnp.zeros_like(stacks[:1]), train=False
   )
-  return TrainState(variables, optimiser.init(variables['params']))
+  return TrainState(
+    variables, optimiser.init(variables['params']), jnp.int32(0), _no_sums()
+  )
+
+
+def _no_sums() -> dict[str, jax.Array]:
+  return {name: jnp.float32(0) for name in ('loss', 'dice')}
 
 
 def make_step(
   network: UNet,
   optimiser: optax.GradientTransformation,
   class_weights: Sequence[float],
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Batch], TrainState]:
   """One optimiser step on one device's share of a batch."""
   network = network.clone(axis_name=devices.AXIS)
 
@@ -79,8 +89,13 @@ def make_step(
       devices.mean(gradient), state.opt_state, params
     )
     params = optax.apply_updates(params, update)
-    state = TrainState({'params': params, 'batch_stats': batch_stats}, opt_state)
-    return state, {'loss': loss, 'dice': dice}
+    metrics = {'loss': loss, 'dice': dice}
+    return TrainState(
+      {'params': params, 'batch_stats': batch_stats},
+      opt_state,
+      state.step + 1,
+      jax.tree.map(jnp.add, state.sums, metrics),
+    )
 
   return step
 
@@ -107,44 +122,55 @@ def validation_dice(evaluate, variables, batches: Sequence[Batch]) -> float:
 
 def train(
   state: TrainState,
-  batches: Iterator[Batch],
+  batch_at: Callable[[int], Batch],
   *,
   network: UNet,
   optimiser: optax.GradientTransformation,
   class_weights: Sequence[float],
-  epochs: Sequence[int],
+  epochs: int,
   steps_per_epoch: int,
   validation: Sequence[Batch],
   on_devices: Sequence[jax.Device],
   what: str,
-) -> Iterator[tuple[TrainState, Epoch]]:
+  stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[TrainState, Epoch | None]]:
   """Trains; yields the state and its figures after each epoch.
 
+  All that a step depends on is in the state, its number included: from a kept state
+  training goes on bit by bit as if it had never been interrupted.
+
   Args:
-    state: to begin with.
-    batches: training batches, a multiple of the number of devices long.
+    state: to begin with, or to go on from.
+    batch_at: number of a step -> its batch, a multiple of the number of devices long.
     network: whose variables the state holds.
     optimiser: whose state it holds.
     class_weights: of cross-entropy.
-    epochs: numbers of the epochs to run.
+    epochs: to have run in the end.
     steps_per_epoch: batches per epoch.
     validation: batches to measure Dice on after each epoch.
     on_devices: to run on.
     what: words for the progress bar.
+    stop: asked after every step; when it is time, the state as it is is yielded, with
+      None for figures unless an epoch ended, and nothing more.
 
   Raises:
     FloatingPointError: the loss is no longer finite.
   """
   step = devices.parallel(make_step(network, optimiser, class_weights), on_devices)
   evaluate = make_evaluate(network)
-  for epoch in epochs:
-    losses_, dices = [], []
-    for _ in progress.track(range(steps_per_epoch), what=f'{what}, epoch {epoch}'):
-      state, metrics = step(state, devices.shard(next(batches), len(on_devices)))
-      losses_.append(metrics['loss'])
-      dices.append(metrics['dice'])
-    loss = float(np.mean(losses_))
-    if not np.isfinite(loss):
-      raise FloatingPointError(f'{what}: the loss of epoch {epoch} is {loss}')
+  for number in range(int(state.step) // steps_per_epoch, epochs):
+    end = (number + 1) * steps_per_epoch
+    todo, epoch = range(int(state.step), end), number + 1
+    for at in progress.track(todo, what=f'{what}, epoch {epoch}'):
+      state = step(state, devices.shard(batch_at(at), len(on_devices)))
+      if stop() and at + 1 < end:
+        yield state, None
+        return
+    means = {name: float(sum_) / steps_per_epoch for name, sum_ in state.sums.items()}
+    if not np.isfinite(means['loss']):
+      raise FloatingPointError(f'{what}: the loss of epoch {epoch} is {means["loss"]}')
     held_out = validation_dice(evaluate, state.variables, validation)
-    yield state, Epoch(epoch, loss, float(np.mean(dices)), held_out)
+    state = state.replace(sums=_no_sums())
+    yield state, Epoch(epoch, means['loss'], means['dice'], held_out)
+    if stop():
+      return

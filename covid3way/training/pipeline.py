@@ -1,6 +1,6 @@
 """Batches of slice stacks of one view, drawn from stored scans."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Slices:
   def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """(b, 2) scan and slice numbers -> `stacks`, `labels` and `weights`.
 
-    See `batches` for their shapes.
+    See `batch_at` for their shapes.
     """
     wanted = [self._request(number, index) for number, index in chosen]
     # All reads are in flight before the first is waited for.
@@ -77,26 +77,34 @@ class Slices:
     return volume[tuple(where)]
 
 
-def batches(
-  slices: Slices, *, batch_size: int, foreground_share: float, seed: int
-) -> Iterator[dict[str, np.ndarray]]:
-  """Endless training batches, deterministic from the seed; slices flipped at random.
+def batch_at(
+  number: int,
+  slices: Slices,
+  *,
+  batch_size: int,
+  foreground_share: float,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """A training batch by its number; slices flipped at random.
+
+  It depends on number and seed alone, so whoever knows how many batches a training has
+  seen can go on with the next.
 
   Args:
+    number: of the batch.
     slices: to draw from, with replacement.
     batch_size: slice stacks per batch, b.
     foreground_share: expected share of stacks whose central slice holds target.
     seed: of the draws.
 
-  Yields:
+  Returns:
     `stacks` (b, h, w, d) float32, window units, `labels` (b, h, w) int32 and `weights`
     (b, h, w) bool, where the loss is counted.
   """
-  rng = np.random.default_rng(seed)
-  while True:
-    wanted = rng.random(batch_size) < foreground_share
-    chosen = [_draw(slices, foreground, rng) for foreground in wanted]
-    yield _flip(slices.read(np.array(chosen)), rng)
+  rng = np.random.default_rng((seed, number))
+  wanted = rng.random(batch_size) < foreground_share
+  chosen = [_draw(slices, foreground, rng) for foreground in wanted]
+  return _flip(slices.read(np.array(chosen)), rng)
 
 
 def _draw(slices: Slices, foreground: bool, rng: np.random.Generator) -> np.ndarray:

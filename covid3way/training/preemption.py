@@ -1,0 +1,23 @@
+"""What a scheduler says before it takes a machine away: SIGTERM."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+
+class PreemptedError(Exception):
+  """The scheduler wants the machine; all is kept, and the same command goes on."""
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable[[], bool]]:
+  """Gives a function that tells whether SIGTERM has come, which then ends nothing.
+
+  Only within the block; only in a process's main thread, as Python has it.
+  """
+  came = []
+  before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)

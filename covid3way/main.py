@@ -2,11 +2,13 @@
 
 Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 
-Exit codes: 0 all done; 1 some scans or patients failed (named in failures.json); 2
-wrong use or wrong input, told in one line.
+Exit codes: 0 all done, or a training kept after SIGTERM, which the same command goes on
+with; 1 some scans or patients failed (named in failures.json); 2 wrong use or wrong
+input, told in one line.
 """
 
 import importlib
+import inspect
 import os
 import pathlib
 import re
@@ -22,6 +24,12 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='The job: configs/JOB.py, or configs/JOB.py:smoke.'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the job writes.')
+_SHARD = flags.DEFINE_string(
+  'shard',
+  None,
+  'i/n: only every n-th scan or patient, from the i-th (0 to n - 1) on. Shards may run '
+  'at the same time; the same command without --shard then gathers what they did.',
+)
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks and debug lines.')
 
 
@@ -45,7 +53,8 @@ def parse(argv: list[str]) -> list[str]:
 
 def main(_: list[str]) -> None:
   """Runs the config's job."""
-  from covid3way.jobs.batch import SomeFailedError
+  from covid3way.jobs.batch import Shard, SomeFailedError
+  from covid3way.training.preemption import PreemptedError
 
   # Libraries log through absl far more than a user wants to read, and repeat as
   # tracebacks the errors that are told below.
@@ -53,7 +62,15 @@ def main(_: list[str]) -> None:
   config = _CONFIG.value
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:
-    job.run(config, pathlib.Path(_WORKDIR.value))
+    options = {}
+    if _SHARD.value is not None:
+      options['shard'] = Shard.parse(_SHARD.value)
+      if 'shard' not in inspect.signature(job.run).parameters:
+        found = f'{config.job} does not work scan by scan'
+        raise ConfigError('--shard', found, 'leave it out')
+    job.run(config, pathlib.Path(_WORKDIR.value), **options)
+  except PreemptedError as told:
+    end(str(told), code=0)
   except (Covid3wayError, SomeFailedError) as error:
     if _DEBUG.value:
       traceback.print_exc()

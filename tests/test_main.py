@@ -51,6 +51,8 @@ def the_line(done, *, noisy=False):
       'two',
     ),
     (['--config=configs/phantom.py:typo', '--workdir=x'], 'typo'),
+    (['--config=configs/train.py', '--workdir=x', '--shard=0/2'], 'leave it out'),
+    (['--config=configs/predict.py', '--workdir=x', '--shard=2/2'], '0 to n - 1'),
   ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, words, tmp_path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError, SerialError
 from covid3way.jobs import fit, laws, series
-from covid3way.jobs.batch import claim, for_each, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
 from covid3way.jobs.series import SerialScan, Series
 from covid3way.scans import source, store
 from covid3way.scans.manifest import ManifestRow, file_name, write_manifest
@@ -26,7 +26,7 @@ from covid3way.simulator.serial import Pair
 from covid3way.simulator.state import Settings, State
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """Adds simulated scans to `store/` under the workdir; writes `augmented.csv`.
 
   Reads `config.input` and what the fit job wrote in this workdir, store and fits.
@@ -45,13 +45,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
       lambda known: _augment(known, settings, location, config, folder, workdir),
       what='augment',
       workdir=workdir,
+      shard=shard,
       kind='patients',
     )
   finally:
-    real = [row for row in rows if not row.is_simulated]
-    made = _simulated_rows(folder, {row.scan_id for row in real})
-    write_manifest(workdir / 'augmented.csv', [*real, *made])
-    progress.say(f'{len(made)} simulated scans of {len(real)} scans under {folder}')
+    if shard.is_whole:
+      _extend_manifest(rows, folder, workdir)
+
+
+def _extend_manifest(rows: Sequence[ManifestRow], folder: Path, workdir: Path) -> None:
+  """Writes the manifest with the simulated scans that are in the store."""
+  real = [row for row in rows if not row.is_simulated]
+  made = _simulated_rows(folder, {row.scan_id for row in real})
+  write_manifest(workdir / 'augmented.csv', [*real, *made])
+  progress.say(f'{len(made)} simulated scans of {len(real)} scans under {folder}')
 
 
 def _check(section: ConfigDict) -> None:

@@ -1,6 +1,8 @@
 """What jobs share: required inputs, a workdir's settings, work over many items."""
 
+import dataclasses
 import json
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
-from covid3way.scans.files import write_json
+from covid3way.scans.files import write_json, write_json_once
 from covid3way.scans.manifest import ManifestRow
 
 Item = TypeVar('Item')
@@ -36,7 +38,8 @@ def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
   """
   path = workdir / f'{job}.json'
   settings = json.loads(json.dumps(settings))
-  earlier = json.loads(path.read_text()) if path.exists() else settings
+  write_json_once(path, settings)
+  earlier = json.loads(path.read_text())
   differ = [k for k in settings | earlier if settings.get(k) != earlier.get(k)]
   if differ:
     raise ConfigError(
@@ -44,7 +47,45 @@ def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
       f'{", ".join(differ)} differ from the earlier {job} run in {workdir}',
       f'choose another --workdir, or remove what that run wrote and {path.name}',
     )
-  write_json(path, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """Which of a job's scans or patients a process does: every `of`-th, from `index` on.
+
+  Shards may run at the same time on machines that share the workdir: none writes what
+  another one writes. What belongs to all of them (tables, the extended manifest) is
+  left to a run of the whole job, which finds their work done.
+  """
+
+  index: int = 0
+  of: int = 1
+
+  @classmethod
+  def parse(cls, text: str) -> 'Shard':
+    """'2/8' -> the third of eight.
+
+    Raises:
+      ConfigError: it is no such thing.
+    """
+    found = re.fullmatch(r'(\d+)/(\d+)', text)
+    if not found or not int(found[1]) < int(found[2]):
+      raise ConfigError('--shard', repr(text), 'use i/n with i from 0 to n - 1')
+    return cls(int(found[1]), int(found[2]))
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether there is no other."""
+    return self.of == 1
+
+  @property
+  def report(self) -> str:
+    """Name of the file that tells what failed."""
+    part = '' if self.is_whole else f'-{self.index}of{self.of}'
+    return f'failures{part}.json'
+
+
+WHOLE_JOB = Shard()
 
 
 class SomeFailedError(Exception):
@@ -57,9 +98,11 @@ def for_each_scan(
   *,
   what: str,
   workdir: Path,
+  shard: Shard,
 ) -> None:
   """`for_each` of the scans of a manifest."""
-  for_each({row.scan_id: row for row in rows}, work, what=what, workdir=workdir)
+  scans = {row.scan_id: row for row in rows}
+  for_each(scans, work, what=what, workdir=workdir, shard=shard)
 
 
 def for_each(
@@ -68,25 +111,25 @@ def for_each(
   *,
   what: str,
   workdir: Path,
+  shard: Shard,
   kind: str = 'scans',
 ) -> None:
-  """Does `work` for each item; names those that fail in `failures.json`.
+  """Does `work` for each item of a shard; names those that fail in `shard.report`.
 
   Args:
     items: by name.
     work: for one item; skips what is finished.
     what: is done, for the progress lines.
     workdir: of the report.
+    shard: which items are done.
     kind: what the items are.
 
   Raises:
     Covid3wayError: the only item there is failed.
     SomeFailedError: some of several failed.
   """
-  failures = {}
-  for number, (name, item) in enumerate(
-    progress.track(list(items.items()), what=what), start=1
-  ):
+  failures, mine = {}, list(items.items())[shard.index :: shard.of]
+  for number, (name, item) in enumerate(progress.track(mine, what=what), start=1):
     try:
       work(item)
     except Exception as error:  # Even a defect of ours must not cost the others.
@@ -97,11 +140,12 @@ def for_each(
       failures[name] = told
       logging.debug('%s', traceback.format_exc())
     outcome = failures.get(name, f'{name}: done')
-    progress.say(f'{what} {number}/{len(items)}: {outcome}')
-  report = workdir / 'failures.json'
-  report.unlink(missing_ok=True)
+    progress.say(f'{what} {number}/{len(mine)}: {outcome}')
+  report = workdir / shard.report
+  # The whole job has tried again what failed in its shards.
+  old = workdir.glob('failures*.json') if shard.is_whole else [report]
+  for path in old:
+    path.unlink(missing_ok=True)
   if failures:
     write_json(report, failures)
-    raise SomeFailedError(
-      f'{len(failures)} of {len(items)} {kind} failed, see {report}'
-    )
+    raise SomeFailedError(f'{len(failures)} of {len(mine)} {kind} failed, see {report}')

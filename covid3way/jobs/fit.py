@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.evaluation.fits import fit_picture
 from covid3way.jobs import series
-from covid3way.jobs.batch import claim, for_each, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
 from covid3way.jobs.laws import fit_settings, load_law, parameters_of
 from covid3way.jobs.preprocess import claim_store, stored
 from covid3way.jobs.series import Series
@@ -32,7 +32,7 @@ from covid3way.training.checkpoints import versions
 _PREDICTORS = ('law', 'copy_last', 'scaled')
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """Reads `config.input`; writes `fits/<patient>.json` and `.png` under the workdir.
 
   Beside them `fit_report.json` and `fit_report.csv` compare, for every scan whose two
@@ -49,10 +49,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
       lambda known: _fit_patient(known, law, settings, config, workdir),
       what='fit',
       workdir=workdir,
+      shard=shard,
       kind='patients',
     )
   finally:
-    _report(list(patients.values()), law, workdir)
+    if shard.is_whole:
+      _report(list(patients.values()), law, workdir)
 
 
 def fit_path(workdir: Path, patient_id: str) -> Path:

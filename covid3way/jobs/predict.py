@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, ModelError, Scan
 from covid3way.evaluation import figures
-from covid3way.jobs.batch import claim, for_each_scan, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
 from covid3way.jobs.preprocess import read_and_cast
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
@@ -40,7 +40,7 @@ _COLUMNS = (
 )
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """Predicts `config.input` with `config.model`; writes `<scan_id>/` per scan.
 
   Each holds `infection.nii.gz`, `probability.nii.gz`, `lungs.nii.gz` (1 left, 2
@@ -68,9 +68,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
       lambda row: _predict_scan(row, model, config, workdir),
       what='predict',
       workdir=workdir,
+      shard=shard,
     )
   finally:
-    _write_table(rows, workdir)
+    if shard.is_whole:
+      _write_table(rows, workdir)
 
 
 def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import Scan
-from covid3way.jobs.batch import claim, for_each_scan, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
@@ -17,14 +17,19 @@ from covid3way.standard.lungs import find_lungs, take_lungs
 from covid3way.standard.window import choose_window
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """Reads `config.input`; writes `store/<scan_id>.zarr` per scan under the workdir."""
   rows = source.resolve(Path(required(config, 'input')))
   folder = claim_store(config, workdir)
   for_each_scan(
-    rows, lambda row: stored(row, config, folder), what='cast', workdir=workdir
+    rows,
+    lambda row: stored(row, config, folder),
+    what='cast',
+    workdir=workdir,
+    shard=shard,
   )
-  progress.say(f'{len(rows)} scans in standard space under {folder}')
+  if shard.is_whole:
+    progress.say(f'{len(rows)} scans in standard space under {folder}')
 
 
 def claim_store(config: ConfigDict, workdir: Path) -> Path:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def whole(path: Path) -> Iterator[Path]:
   Raises:
     StorageError: the disk refused a write.
   """
-  aside = path.with_name(f'.{os.getpid()}.partial.{path.name}')
+  aside = _aside(path)
   with storing(path):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,30 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
   """Writes indented JSON, whole."""
   with whole(path) as aside:
     aside.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
+  """Writes indented JSON, whole, unless the file is there: the first writer wins.
+
+  Raises:
+    StorageError: the disk refused a write.
+  """
+  if path.exists():
+    return
+  aside = _aside(path)
+  with storing(path):
+    try:
+      write_json(aside, value)
+      os.link(aside, path)
+    except FileExistsError:  # Somebody else was first, just now.
+      pass
+    finally:
+      _remove(aside)
+
+
+def _aside(path: Path) -> Path:
+  """A name beside `path` that no other process uses, on whatever machine."""
+  return path.with_name(f'.{secrets.token_hex(4)}.partial.{path.name}')
 
 
 def _replace(aside: Path, path: Path) -> None:

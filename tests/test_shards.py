@@ -1,0 +1,170 @@
+"""Shards of a job: at the same time, killed half way, and gathered."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import serial_scans
+from conftest import ROOT
+
+from covid3way.base import ConfigError
+from covid3way.jobs.batch import Shard, SomeFailedError, for_each
+from covid3way.scans import files
+
+JOBS = ('preprocess', 'fit', 'augment')
+
+
+def start(job, workdir, manifest, *arguments):
+  space = f'--config.space.shape={serial_scans.SPACE.shape}'
+  return subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'covid3way.main', f'--config=configs/{job}.py:smoke'),
+      *(f'--workdir={workdir}', f'--config.input={manifest}', *arguments),
+      *([] if job == 'augment' else [space]),
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(*processes):
+  for process in processes:
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+
+
+@pytest.fixture(scope='module')
+def manifest(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cohort')
+  return serial_scans.write_cohort(folder, p1=(0.0, 1.0), p2=(0.0,), p3=(2.0,))
+
+
+@pytest.fixture(scope='module')
+def whole(manifest, tmp_path_factory):
+  """A workdir in which nothing was sharded."""
+  workdir = tmp_path_factory.mktemp('whole')
+  for job in JOBS:
+    finish(start(job, workdir, manifest))
+  return workdir
+
+
+def content(workdir):
+  """Bytes of every file, without how long a fit took and where the workdir is."""
+  found = {}
+  for path in sorted(p for p in workdir.rglob('*') if p.is_file()):
+    data = path.read_bytes()
+    if path.parent.name == 'fits' and path.suffix == '.json':
+      data = re.sub(rb'"seconds": [\d.]+', b'', data)
+    found[str(path.relative_to(workdir))] = data
+  if 'augmented.csv' in found:  # Paths of the cohort, relative to the workdir.
+    found['augmented.csv'] = found['augmented.csv'].replace(
+      os.path.relpath(workdir.parent, workdir).encode(), b''
+    )
+  return found
+
+
+def test_shards_at_the_same_time_and_a_gathering_run_are_the_whole_job(
+  whole, manifest, tmp_path
+):
+  workdir = tmp_path.parent / 'sharded'
+  for job in JOBS:
+    before = set(content(workdir)) if workdir.exists() else set()
+    both = [start(job, workdir, manifest, f'--shard={i}/2') for i in range(2)]
+    finish(*both)
+    tables = {'fit_report.csv', 'fit_report.json', 'augmented.csv'}
+    assert not tables & (set(content(workdir)) - before)
+    finish(start(job, workdir, manifest))
+  assert set(content(workdir)) == set(content(whole))
+  for name, data in content(workdir).items():
+    assert data == content(whole)[name], name
+
+
+def written(workdir):
+  return {p: p.stat().st_mtime_ns for p in workdir.rglob('*') if p.is_file()}
+
+
+def test_no_shard_writes_what_another_wrote(manifest, tmp_path):
+  before, owners = {}, []
+  for job in ('preprocess', 'fit', 'augment'):
+    for i in range(3):
+      finish(start(job, tmp_path, manifest, f'--shard={i}/3'))
+      now = written(tmp_path)
+      assert {p: now.get(p) for p in before} == before
+      owners.append(set(now) - set(before))
+      before = now
+  # Four scans, three patients: every shard had something to do.
+  assert all(owners)
+
+
+@pytest.mark.parametrize('job', JOBS)
+def test_a_shard_that_is_killed_leaves_nothing_that_a_rerun_takes_for_finished(
+  job, whole, manifest, tmp_path
+):
+  workdir = tmp_path.parent / f'killed-{job}'
+  for earlier in JOBS[: JOBS.index(job)]:
+    finish(start(earlier, workdir, manifest))
+  known = set(content(workdir)) if workdir.exists() else set()
+  asides, kills = lambda: set(workdir.rglob('.*.partial.*')), 0
+  for _ in range(4):
+    left = asides()
+    process = start(job, workdir, manifest, '--shard=0/2')
+    # While something is being written, as soon as we see it.
+    while process.poll() is None and asides() <= left:
+      time.sleep(0.001)
+    kills += process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  assert kills
+  finish(start(job, workdir, manifest))
+  for later in JOBS[JOBS.index(job) + 1 :]:
+    finish(start(later, workdir, manifest))
+  found = {n: d for n, d in content(workdir).items() if '.partial.' not in n}
+  assert known < set(found) == set(content(whole))
+  for name, data in found.items():
+    assert data == content(whole)[name], name
+
+
+def test_every_item_is_in_one_shard_and_failures_are_told_by_shard(tmp_path):
+  items, done = {f's{n}': n for n in range(7)}, []
+
+  def work(item):
+    done.append(item)
+    if item == 4:
+      raise ConfigError('s4', 'wrong', 'mend it')
+
+  for i in range(3):
+    try:
+      for_each(items, work, what='test', workdir=tmp_path, shard=Shard(i, 3))
+    except SomeFailedError as error:
+      assert i == 1 and '1 of 2 scans failed' in str(error)
+  assert sorted(done) == list(range(7))
+  (report,) = tmp_path.glob('failures*.json')
+  assert report.name == 'failures-1of3.json'
+  assert list(json.loads(report.read_text())) == ['s4']
+  for_each(items, done.append, what='test', workdir=tmp_path, shard=Shard())
+  assert not list(tmp_path.iterdir())
+
+
+def test_more_shards_than_items_do_nothing(tmp_path):
+  for_each({'a': 1}, int, what='test', workdir=tmp_path, shard=Shard(3, 4))
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('wrong', ['', '2/2', '1', '-1/2', '0/0', 'a/b', '0/2/3'])
+def test_a_shard_that_is_none_is_told(wrong):
+  with pytest.raises(ConfigError, match=r'^--shard: '):
+    Shard.parse(wrong)
+
+
+def test_of_several_writers_the_first_wins(tmp_path):
+  path = tmp_path / 'sub' / 'a.json'
+  files.write_json_once(path, {'a': 1})
+  files.write_json_once(path, {'a': 2})
+  assert json.loads(path.read_text()) == {'a': 1}
+  assert list(path.parent.iterdir()) == [path]

@@ -3,8 +3,9 @@
   python -m covid3way.main --config=configs/phantom.py --workdir=runs/phantom
 
 Per patient `dayNN/` for each time point and `truth.json`, with the W that its disease
-follows. Ten patients with 34 scans of 192 x 192 pixels and a 2 mm anatomy took
-3 min 21 s on 2 cores; the 40 full-size ones of the default were not timed.
+follows. Ten patients with 35 scans of 192 x 192 pixels and a 2 mm anatomy took
+2 minutes on 2 cores, two full-size ones with two scans each 1 min 44 s; the 40 of the
+default were not timed.
 
 No real scan may be shipped, so this is what the tests and the quickstart work on.
 """

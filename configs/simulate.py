@@ -9,8 +9,8 @@
 output day, `course/<scan_id>-day<day>.zarr` (standard space) and `nifti/day<day>/` with
 `ct.nii.gz`, `infection.nii.gz` and `stages.nii.gz` (1 ground glass, 2 consolidation) on
 the scan's own grid, where voxels that were never infected keep their bits; and
-`course.csv`, `course.gif` and `strip.png`. Five days of a chest of 154 slices took
-2.5 minutes of processor time and 2.2 GiB at 256 x 256 x 384 voxels.
+`course.csv`, `course.gif` and `strip.png`. Five days of a chest of 148 slices took
+73 s and 2.0 GiB on 2 cores at 256 x 256 x 384 voxels.
 """
 
 from configs import default

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole method on a phantom cohort, set-up included. Further flags are passed on:
-#   ./launch/quickstart.sh            8 minutes on 2 cores, the first set-up included
+#   ./launch/quickstart.sh            7 minutes on 2 cores, the first set-up included
 #   ./launch/quickstart.sh :smoke     the same, tiny, in a minute
 set -euo pipefail
 variant=""

@@ -8,7 +8,8 @@ on 2 cores in minutes.
 
 Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
 from which the same command goes on after an interruption. SIGTERM is answered by a
-checkpoint of the step reached.
+checkpoint of the step reached (at an epoch's end once it is validated), one line and
+exit code 0.
 """
 
 from configs import default

@@ -3,8 +3,8 @@
 Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 
 Exit codes: 0 all done, or a training kept after SIGTERM, which the same command goes on
-with; 1 some scans or patients failed (named in failures.json); 2 wrong use or wrong
-input, told in one line.
+with; 1 some scans or patients failed (named in failures.json, or a shard's own); 2
+wrong use or wrong input, told in one line.
 """
 
 import importlib

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from covid3way.networks.unet import UNet
-from covid3way.training import devices, loop, losses, views
+from covid3way.training import checkpoints, devices, loop, losses, views
 
 
 def on_one_device(function, *arrays):
@@ -171,6 +171,45 @@ def test_a_loss_that_is_not_finite_stops_the_training():
         what='xy',
       )
     )
+
+
+def test_stopped_within_an_epoch_it_goes_on_as_if_it_had_not_been(tmp_path):
+  """Weights, optimiser and the epoch's mean loss, through a checkpoint."""
+  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
+
+  def batch_at(number):
+    rng = np.random.default_rng(number)
+    stacks = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    labels = (stacks[..., 1] > 0).astype(np.int32)
+    return {'stacks': stacks, 'labels': labels, 'weights': np.ones(labels.shape, bool)}
+
+  def run(state, **options):
+    return list(
+      loop.train(
+        state,
+        batch_at,
+        network=network,
+        optimiser=optimiser,
+        class_weights=(1, 1),
+        epochs=3,
+        steps_per_epoch=5,
+        validation=[batch_at(99)],
+        on_devices=jax.devices()[:1],
+        what='test',
+        **options,
+      )
+    )
+
+  fresh = loop.init_state(network, optimiser, jax.random.key(0), batch_at(0)['stacks'])
+  whole = run(fresh)
+  asked = iter(range(1, 99))
+  *first, (state, none) = run(fresh, stop=lambda: next(asked) >= 8)
+  assert none is None and int(state.step) == 7 and len(first) == 1
+  checkpoints.keep(tmp_path, state, [])
+  state, _ = checkpoints.restore(tmp_path, fresh)
+  rest = run(state)
+  assert [epoch for _, epoch in first + rest] == [epoch for _, epoch in whole]
+  jax.tree.map(np.testing.assert_array_equal, rest[-1][0], whole[-1][0])
 
 
 _FOUR_DEVICES = """

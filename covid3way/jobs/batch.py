@@ -78,10 +78,9 @@ class Shard:
     """Whether there is no other."""
     return self.of == 1
 
-  @property
-  def report(self) -> str:
-    """Name of the file that tells what failed."""
-    part = '' if self.is_whole else f'-{self.index}of{self.of}'
+  def report(self, what: str) -> str:
+    """Name of the file that tells what failed of what was done."""
+    part = '' if self.is_whole else f'-{what}-{self.index}of{self.of}'
     return f'failures{part}.json'
 
 
@@ -141,10 +140,10 @@ def for_each(
       logging.debug('%s', traceback.format_exc())
     outcome = failures.get(name, f'{name}: done')
     progress.say(f'{what} {number}/{len(mine)}: {outcome}')
-  report = workdir / shard.report
+  report = workdir / shard.report(what)
   # The whole job has tried again what failed in its shards.
-  old = workdir.glob('failures*.json') if shard.is_whole else [report]
-  for path in old:
+  tried = workdir.glob(f'failures-{what}-*of*.json') if shard.is_whole else []
+  for path in (report, *tried):
     path.unlink(missing_ok=True)
   if failures:
     write_json(report, failures)

@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError
-from covid3way.jobs.batch import claim
-from covid3way.jobs.laws import load_law, location_of, simulator_settings
+from covid3way.jobs.laws import location_of, simulator_settings
 from covid3way.jobs.series import anatomy_of
 from covid3way.scans.files import write_json
 from covid3way.simulator import histogram, population, trajectory
 from covid3way.simulator.fit import fit
 from covid3way.simulator.prior import Location
-from covid3way.simulator.state import Anatomy, State
+from covid3way.simulator.state import Anatomy, Settings, State
 from covid3way.standard.space import StandardSpace
 
 _COLUMNS = (
@@ -33,11 +32,13 @@ _LESION_MM = (4.0, 25.0)  # Radii.
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Writes `benchmark.json`, a list of rows, and prints them, as they come."""
+  """Writes `benchmark.json`, a list of rows, and prints them, as they come.
+
+  Another run measures again and replaces them.
+  """
   settings = config.benchmark
   cases = [_parse(stage, case) for stage, case in settings.cases]
-  chosen = {'simulator': config.simulator.to_dict(), **settings.to_dict()}
-  claim(workdir, 'benchmark', chosen)
+  simulator = simulator_settings(config.simulator), location_of(config.simulator)
   print(_line(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
   rows = []
   for stage, case, parsed in progress.track(cases, what='benchmark'):
@@ -46,13 +47,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
       work = process.submit(
         _STAGES[stage],
         *parsed,
-        config.simulator,
+        *simulator,
         settings.transitions,
         settings.repeats,
       )
       rows.append({'stage': stage, 'case': case, **work.result()})
     print(_line(rows[-1]))
-  write_json(workdir / 'benchmark.json', rows)
+    write_json(workdir / 'benchmark.json', rows)
 
 
 def _parse(stage: str, case: str) -> tuple[str, str, tuple[int, float]]:
@@ -76,11 +77,15 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _simulate(
-  n: int, share: float, section: ConfigDict, transitions: int, repeats: int
+  n: int,
+  share: float,
+  settings: Settings,
+  location: Location,
+  transitions: int,
+  repeats: int,
 ) -> dict[str, Any]:
   """T(W) on an n^3 standard space with `share` of the lung infected."""
-  state, anatomy = _chest(n, share, location_of(section))
-  settings = simulator_settings(section)
+  state, anatomy = _chest(n, share, location)
   w = jax.tree.map(jnp.float32, settings.law.parameters())
   key = jax.random.key(0)
 
@@ -99,11 +104,16 @@ def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
 
 
 def _fit(
-  n: int, share: float, section: ConfigDict, transitions: int, repeats: int
+  n: int,
+  share: float,
+  settings: Settings,
+  location: Location,
+  transitions: int,
+  repeats: int,
 ) -> dict[str, Any]:
   """W out of the histograms of a scan and of what the law makes of it."""
-  law = load_law(section.law)
-  state, _ = _chest(n, share, Location())
+  law = settings.law
+  state, _ = _chest(n, share, location)
   before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
   w = law.parameters(growth=0.005, conversion=0.12, absorption=0.0007)
   after = np.asarray(population.evolve(w, before, transitions, law))

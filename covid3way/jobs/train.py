@@ -144,6 +144,7 @@ def _train_view(
   )
   state = loop.init_state(spec.network, optimiser, key, example)
   state, figures = checkpoints.restore(folder, state)
+  _write_log(folder, figures)  # It may have been killed before.
   for state, epoch in loop.train(  # noqa: B020, it goes on from `state`
     state,
     functools.partial(
@@ -171,8 +172,7 @@ def _train_view(
       )
     with storing(folder):
       checkpoints.keep(folder, state, figures)
-      with whole(folder / 'metrics.jsonl') as aside:
-        aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
+    _write_log(folder, figures)
   if stop():
     done, total = int(state.step), settings.epochs * settings.steps_per_epoch
     raise preemption.PreemptedError(
@@ -180,6 +180,13 @@ def _train_view(
       'command goes on from there'
     )
   return state.variables, figures
+
+
+def _write_log(folder: Path, figures: Sequence[dict[str, float]]) -> None:
+  if not figures:
+    return
+  with whole(folder / 'metrics.jsonl') as aside:
+    aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
 
 
 def _validation(slices: pipeline.Slices, settings: ConfigDict) -> list[loop.Batch]:

@@ -75,11 +75,21 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
   with storing(path):
     try:
       write_json(aside, value)
-      os.link(aside, path)
+      _link(aside, path)
     except FileExistsError:  # Somebody else was first, just now.
       pass
     finally:
       _remove(aside)
+
+
+def _link(aside: Path, path: Path) -> None:
+  """Lets a file appear under another name, too, unless that is taken."""
+  try:
+    os.link(aside, path)
+  except FileExistsError:
+    raise
+  except OSError:  # This file system has no hard links.
+    os.replace(aside, path)
 
 
 def _aside(path: Path) -> Path:

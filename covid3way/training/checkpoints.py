@@ -94,10 +94,9 @@ def keep(folder: Path, state: Any, figures: Sequence[Mapping[str, Any]]) -> None
     figures: of every epoch so far, JSON values.
   """
   path = folder / f'step-{int(state.step)}'
-  if not path.exists():
-    with whole(path) as aside:
-      _save(aside / 'state', state)
-      (aside / 'figures.json').write_text(json.dumps(list(figures)))
+  with whole(path) as aside:
+    _save(aside / 'state', state)
+    (aside / 'figures.json').write_text(json.dumps(list(figures)))
   for earlier in set(_kept(folder).values()) - {path}:
     shutil.rmtree(earlier)
 

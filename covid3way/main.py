@@ -79,8 +79,12 @@ def main(_: list[str]) -> None:
 
 def end(message: str, *, code: int = 2) -> None:
   """Ends the program with one line, and nothing after it."""
-  print(f'covid3way: {message}', file=sys.stderr, flush=True)
-  # At exit, threads of libraries would still tell of the error in their own words.
+  # Threads of libraries still tell of the error in their own words: from here on, to
+  # nobody.
+  sys.stderr.flush()
+  with os.fdopen(os.dup(2), 'w') as stderr:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    print(f'covid3way: {message}', file=stderr)
   os._exit(code)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -47,6 +48,26 @@ def quickstart(tmp_path_factory) -> pathlib.Path:
   serial_scans.write_cohort(workdir / 'serial', s1=(0.0, 1.0))
   serial_scans.write_cohort(workdir / 'single', s2=(0.0,))
   return workdir
+
+
+def start_program(*arguments: str, **options) -> subprocess.Popen:
+  """Starts the program as a user does; it goes on beside the test."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'covid3way.main', *arguments],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+def finish(*processes: subprocess.Popen) -> list[str]:
+  """Waits until programs end well; what each told."""
+  told = []
+  for process in processes:
+    told.append(process.communicate(timeout=300)[1])
+    assert process.returncode == 0, told[-1]
+  return told
 
 
 def run_job(name: str, workdir: pathlib.Path, **inputs) -> None:

@@ -5,14 +5,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import finish, start_program
 
 from covid3way.training.checkpoints import read_model
 
@@ -20,26 +18,15 @@ STEPS, EPOCHS = 5, 3
 
 
 def start(workdir, quickstart):
-  return subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'covid3way.main', '--config=configs/train.py:smoke'),
-      f'--workdir={workdir}',
-      f'--config.input={quickstart / "store"}',
-      f'--config.training.steps_per_epoch={STEPS}',
-      f'--config.training.epochs={EPOCHS}',
-      "--config.training.views=('xy',)",
-    ],
-    cwd=ROOT,
+  return start_program(
+    '--config=configs/train.py:smoke',
+    f'--workdir={workdir}',
+    f'--config.input={quickstart / "store"}',
+    f'--config.training.steps_per_epoch={STEPS}',
+    f'--config.training.epochs={EPOCHS}',
+    "--config.training.views=('xy',)",
     env=os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
-    stderr=subprocess.PIPE,
-    text=True,
   )
-
-
-def finish(process):
-  _, told = process.communicate(timeout=300)
-  assert process.returncode == 0, told
-  return told
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +69,6 @@ def test_killed_while_a_checkpoint_is_written_and_right_after(
   process = start(tmp_path, quickstart)
   assert wait(process, lambda: kept(tmp_path)[1])
   kill(process)
-  left = kept(tmp_path)[1]
   process = start(tmp_path, quickstart)
   assert wait(process, lambda: kept(tmp_path)[0])  # Figures are not written yet.
   kill(process)
@@ -128,7 +114,8 @@ def test_sigterm_keeps_the_step_reached_and_says_how_to_go_on(
   process = start(tmp_path, quickstart)
   assert wait(process, lambda: kept(tmp_path)[0])
   process.send_signal(signal.SIGTERM)
-  told = finish(process).splitlines()[-1]
+  (told,) = finish(process)
+  told = told.splitlines()[-1]
   assert 'stopped by SIGTERM: view xy, step' in told
   assert 'the same command goes on from there' in told
   (step,) = kept(tmp_path)[0]

@@ -4,13 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import serial_scans
-from conftest import ROOT
+from conftest import finish, start_program
 
 from covid3way.base import ConfigError
 from covid3way.jobs.batch import Shard, SomeFailedError, for_each
@@ -21,22 +19,13 @@ JOBS = ('preprocess', 'fit', 'augment')
 
 def start(job, workdir, manifest, *arguments):
   space = f'--config.space.shape={serial_scans.SPACE.shape}'
-  return subprocess.Popen(
-    [
-      *(sys.executable, '-m', 'covid3way.main', f'--config=configs/{job}.py:smoke'),
-      *(f'--workdir={workdir}', f'--config.input={manifest}', *arguments),
-      *([] if job == 'augment' else [space]),
-    ],
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    text=True,
+  return start_program(
+    f'--config=configs/{job}.py:smoke',
+    f'--workdir={workdir}',
+    f'--config.input={manifest}',
+    *arguments,
+    *([] if job == 'augment' else [space]),
   )
-
-
-def finish(*processes):
-  for process in processes:
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told
 
 
 @pytest.fixture(scope='module')
@@ -65,20 +54,23 @@ def content(workdir):
   return found
 
 
+def assert_same(one, other):
+  assert set(one) == set(other)
+  for name, data in one.items():
+    assert data == other[name], name
+
+
 def test_shards_at_the_same_time_and_a_gathering_run_are_the_whole_job(
   whole, manifest, tmp_path
 ):
-  workdir = tmp_path.parent / 'sharded'
   for job in JOBS:
-    before = set(content(workdir)) if workdir.exists() else set()
-    both = [start(job, workdir, manifest, f'--shard={i}/2') for i in range(2)]
+    before = set(content(tmp_path))
+    both = [start(job, tmp_path, manifest, f'--shard={i}/2') for i in range(2)]
     finish(*both)
     tables = {'fit_report.csv', 'fit_report.json', 'augmented.csv'}
-    assert not tables & (set(content(workdir)) - before)
-    finish(start(job, workdir, manifest))
-  assert set(content(workdir)) == set(content(whole))
-  for name, data in content(workdir).items():
-    assert data == content(whole)[name], name
+    assert not tables & (set(content(tmp_path)) - before)
+    finish(start(job, tmp_path, manifest))
+  assert_same(content(tmp_path), content(whole))
 
 
 def written(workdir):
@@ -108,28 +100,26 @@ def asides(workdir):
 def test_a_shard_that_is_killed_leaves_nothing_that_a_rerun_takes_for_finished(
   job, whole, manifest, tmp_path
 ):
-  workdir = tmp_path.parent / f'killed-{job}'
   for earlier in JOBS[: JOBS.index(job)]:
-    finish(start(earlier, workdir, manifest))
-  known = set(content(workdir)) if workdir.exists() else set()
+    finish(start(earlier, tmp_path, manifest))
+  known = set(content(tmp_path))
   kills = 0
   for _ in range(4):
-    left = asides(workdir)
-    process = start(job, workdir, manifest, '--shard=0/2')
+    left = asides(tmp_path)
+    process = start(job, tmp_path, manifest, '--shard=0/2')
     # While something is being written, as soon as we see it.
-    while process.poll() is None and asides(workdir) <= left:
+    while process.poll() is None and asides(tmp_path) <= left:
       time.sleep(0.001)
     kills += process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.communicate()
   assert kills
-  finish(start(job, workdir, manifest))
+  finish(start(job, tmp_path, manifest))
   for later in JOBS[JOBS.index(job) + 1 :]:
-    finish(start(later, workdir, manifest))
-  found = {n: d for n, d in content(workdir).items() if '.partial.' not in n}
-  assert known < set(found) == set(content(whole))
-  for name, data in found.items():
-    assert data == content(whole)[name], name
+    finish(start(later, tmp_path, manifest))
+  found = {n: d for n, d in content(tmp_path).items() if '.partial.' not in n}
+  assert known < set(found)
+  assert_same(found, content(whole))
 
 
 def test_every_item_is_in_one_shard_and_failures_are_told_by_shard(tmp_path):

@@ -118,96 +118,61 @@ def test_shard_refuses_what_does_not_divide():
     devices.shard({'stacks': np.zeros((6, 2))}, 4)
 
 
+NETWORK, ADAM = UNet(features=(4, 8)), optax.adam(1e-2)
+
+
+def batch_at(number):
+  """Stacks whose label is whether the middle slice is above 0."""
+  stacks = np.random.default_rng(number).normal(size=(4, 16, 16, 3))
+  labels = (stacks[..., 1] > 0).astype(np.int32)
+  weights = np.ones(labels.shape, bool)
+  return {'stacks': stacks.astype(np.float32), 'labels': labels, 'weights': weights}
+
+
+def fresh():
+  return loop.init_state(NETWORK, ADAM, jax.random.key(0), batch_at(0)['stacks'])
+
+
+def train(state, batch_at=batch_at, **options):
+  """States and figures of a training on one device."""
+  return list(
+    loop.train(
+      state,
+      batch_at,
+      network=NETWORK,
+      optimiser=ADAM,
+      class_weights=(1, 1),
+      validation=[batch_at(999)],
+      on_devices=jax.devices()[:1],
+      what='xy',
+      **options,
+    )
+  )
+
+
 def test_training_learns_a_threshold():
   """A network of two levels learns `signal > 0` far better than at its start."""
-  rng = np.random.default_rng(0)
-
-  def batch(_=None):
-    stacks = rng.normal(size=(4, 16, 16, 3)).astype(np.float32)
-    labels = (stacks[..., 1] > 0).astype(np.int32)
-    return {'stacks': stacks, 'labels': labels, 'weights': np.ones(labels.shape, bool)}
-
-  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
-  state = loop.init_state(network, optimiser, jax.random.key(0), batch()['stacks'])
-  epochs = [
-    figures
-    for _, figures in loop.train(
-      state,
-      batch,
-      network=network,
-      optimiser=optimiser,
-      class_weights=(1, 1),
-      epochs=2,
-      steps_per_epoch=40,
-      validation=[batch()],
-      on_devices=jax.devices()[:1],
-      what='test',
-    )
-  ]
-  assert epochs[1].loss < epochs[0].loss
-  assert epochs[1].validation_dice > 0.9
+  (_, first), (_, second) = train(fresh(), epochs=2, steps_per_epoch=40)
+  assert second.loss < first.loss
+  assert second.validation_dice > 0.9
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
-  bad = {
-    'stacks': np.full((2, 16, 16, 3), np.nan, np.float32),
-    'labels': np.zeros((2, 16, 16), np.int32),
-    'weights': np.ones((2, 16, 16), bool),
-  }
-  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
-  state = loop.init_state(network, optimiser, jax.random.key(0), bad['stacks'])
+  bad = batch_at(0)
+  bad['stacks'][:] = np.nan
   with pytest.raises(FloatingPointError, match='xy: the loss of epoch 1 is nan'):
-    next(
-      loop.train(
-        state,
-        lambda _: bad,
-        network=network,
-        optimiser=optimiser,
-        class_weights=(1, 1),
-        epochs=1,
-        steps_per_epoch=1,
-        validation=[],
-        on_devices=jax.devices()[:1],
-        what='xy',
-      )
-    )
+    train(fresh(), lambda _: bad, epochs=1, steps_per_epoch=1)
 
 
 def test_stopped_within_an_epoch_it_goes_on_as_if_it_had_not_been(tmp_path):
   """Weights, optimiser and the epoch's mean loss, through a checkpoint."""
-  network, optimiser = UNet(features=(4, 8)), optax.adam(1e-2)
-
-  def batch_at(number):
-    rng = np.random.default_rng(number)
-    stacks = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
-    labels = (stacks[..., 1] > 0).astype(np.int32)
-    return {'stacks': stacks, 'labels': labels, 'weights': np.ones(labels.shape, bool)}
-
-  def run(state, **options):
-    return list(
-      loop.train(
-        state,
-        batch_at,
-        network=network,
-        optimiser=optimiser,
-        class_weights=(1, 1),
-        epochs=3,
-        steps_per_epoch=5,
-        validation=[batch_at(99)],
-        on_devices=jax.devices()[:1],
-        what='test',
-        **options,
-      )
-    )
-
-  fresh = loop.init_state(network, optimiser, jax.random.key(0), batch_at(0)['stacks'])
-  whole = run(fresh)
-  asked = iter(range(1, 99))
-  *first, (state, none) = run(fresh, stop=lambda: next(asked) >= 8)
+  long = {'epochs': 3, 'steps_per_epoch': 5}
+  whole, asked = train(fresh(), **long), iter(range(1, 99))
+  *first, (state, none) = train(fresh(), stop=lambda: next(asked) >= 8, **long)
   assert none is None and int(state.step) == 7 and len(first) == 1
   checkpoints.keep(tmp_path, state, [])
-  state, _ = checkpoints.restore(tmp_path, fresh)
-  rest = run(state)
+  state, _ = checkpoints.restore(tmp_path, fresh())
+  rest = train(state, **long)
   assert [epoch for _, epoch in first + rest] == [epoch for _, epoch in whole]
   jax.tree.map(np.testing.assert_array_equal, rest[-1][0], whole[-1][0])
 

@@ -45,11 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     # A process of its own: nothing compiled yet, and its peak is the stage's.
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
       work = process.submit(
-        _STAGES[stage],
-        *parsed,
-        *simulator,
-        settings.transitions,
-        settings.repeats,
+        _measure, stage, *parsed, *simulator, settings.transitions, settings.repeats
       )
       rows.append({'stage': stage, 'case': case, **work.result()})
     print(_line(rows[-1]))
@@ -77,15 +73,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _simulate(
-  n: int,
-  share: float,
-  settings: Settings,
-  location: Location,
-  transitions: int,
-  repeats: int,
-) -> dict[str, Any]:
-  """T(W) on an n^3 standard space with `share` of the lung infected."""
-  state, anatomy = _chest(n, share, location)
+  state: State, anatomy: Anatomy, settings: Settings, transitions: int
+) -> Callable[[], float]:
+  """T(W) on a volume; gives voxel updates."""
   w = jax.tree.map(jnp.float32, settings.law.parameters())
   key = jax.random.key(0)
 
@@ -96,7 +86,7 @@ def _simulate(
     after.signal.block_until_ready()
     return float(infected.sum(dtype=np.float64))
 
-  return _measure(simulate, repeats, 'voxel updates/s')
+  return simulate
 
 
 def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
@@ -104,6 +94,22 @@ def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
 
 
 def _fit(
+  state: State, _: Anatomy, settings: Settings, transitions: int
+) -> Callable[[], float]:
+  """W out of the histograms of a scan and of what the law makes of it; gives pairs."""
+  law = settings.law
+  before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
+  w = law.parameters(growth=0.005, conversion=0.12, absorption=0.0007)
+  after = np.asarray(population.evolve(w, before, transitions, law))
+  return lambda: fit(before, after, transitions, law=law) and 1
+
+
+# What a stage does, and what its rate counts.
+_STAGES = {'simulate': (_simulate, 'voxel updates/s'), 'fit': (_fit, 'pairs/s')}
+
+
+def _measure(
+  stage: str,
   n: int,
   share: float,
   settings: Settings,
@@ -111,22 +117,12 @@ def _fit(
   transitions: int,
   repeats: int,
 ) -> dict[str, Any]:
-  """W out of the histograms of a scan and of what the law makes of it."""
-  law = settings.law
-  state, _ = _chest(n, share, location)
-  before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
-  w = law.parameters(growth=0.005, conversion=0.12, absorption=0.0007)
-  after = np.asarray(population.evolve(w, before, transitions, law))
-  return _measure(
-    lambda: fit(before, after, transitions, law=law) and 1, repeats, 'pairs/s'
-  )
+  """Runs a stage, which tells how much it did, once cold and some times warm.
 
-
-_STAGES = {'simulate': _simulate, 'fit': _fit}
-
-
-def _measure(work: Callable[[], float], repeats: int, unit: str) -> dict[str, Any]:
-  """Runs `work`, which tells how much it did, once cold and some times warm."""
+  On an n^3 standard space with `share` of the lung infected.
+  """
+  make, unit = _STAGES[stage]
+  work = make(*_chest(n, share, location), settings, transitions)
   jax.config.update('jax_enable_compilation_cache', False)
   seconds = []
   for _ in range(1 + repeats):

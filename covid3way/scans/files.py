@@ -60,7 +60,7 @@ def whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
   """Writes indented JSON, whole."""
   with whole(path) as aside:
-    aside.write_text(json.dumps(value, indent=2) + '\n')
+    aside.write_text(_indented(value))
 
 
 def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
@@ -73,13 +73,18 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
     return
   aside = _aside(path)
   with storing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-      write_json(aside, value)
+      aside.write_text(_indented(value))
       _link(aside, path)
     except FileExistsError:  # Somebody else was first, just now.
       pass
     finally:
       _remove(aside)
+
+
+def _indented(value: Mapping[str, Any]) -> str:
+  return json.dumps(value, indent=2) + '\n'
 
 
 def _link(aside: Path, path: Path) -> None:

@@ -12,6 +12,8 @@ SMOKE_TRAINING = {
   'epochs': 2,
   'steps_per_epoch': 3,
   'batch_size': 4,
+  'open_slabs': 2,
+  'stacks_per_slab': 4,
   'validation_slices': 8,
   'validation_share': 0.34,
 }
@@ -92,26 +94,66 @@ def get_config() -> ConfigDict:
   config.training = ConfigDict()
   config.training.target = 'infection'  # or 'lungs'
   config.training.region = 'lungs'  # Where the loss is counted; or 'all'.
-  config.training.class_weights = (1.0, 5.0)  # Of cross-entropy: other, target.
   config.training.views = ('xy', 'yz', 'xz')
   # Middle of the standard space that is trained on, along x, y, z.
   config.training.extent_mm = (334.0, 334.0, 512.0)
   config.training.offsets_mm = (-5.0, -2.0, 0.0, 2.0, 5.0)
   config.training.features = (16, 32, 64, 128, 256)
   config.training.seed = 0
+
+  # Who trains and who validates, by patient.
+  config.training.validation_share = 0.15  # Of the patients; or folds:
+  config.training.fold = ''  # 'k/n': the k-th (0 to n - 1) of n folds validates.
+  config.training.validation_slices = 256
+
+  # What a batch is drawn from.
+  config.training.batch_size = 64  # On all devices of all hosts together.
+  config.training.foreground_share = 0.7  # Of stacks, with target in their centre.
+  config.training.simulated_ratio = 2.0  # Simulated stacks per real one; 0: none.
+  # Layers of 64 slices drawn from at a time, and stacks drawn from one before the next
+  # is opened. At 512 voxels a side an open one takes up to 0.2 GiB of the cache.
+  config.training.open_slabs = 16
+  config.training.stacks_per_slab = 32
+  config.training.cache_gib = 4.0  # Decoded cubes kept in memory.
+  config.training.reading_threads = 4
+  config.training.batches_ahead = 8  # Read at most before they are asked for.
+
+  # Random distortion of every stack; 0 leaves a kind of it out.
+  config.training.distortion = ConfigDict()
+  config.training.distortion.flips = True  # Both sides, and the depth.
+  config.training.distortion.rotation_degrees = 10.0  # At most, either way.
+  config.training.distortion.zoom = 0.0  # Largest |log| of the change of size.
+  config.training.distortion.elastic_mm = 0.0  # SD of a smooth displacement ...
+  config.training.distortion.elastic_scale_mm = 40.0  # ... that varies over this.
+  config.training.distortion.gain = 0.0  # SD of a factor of the signal around 1.
+  config.training.distortion.shift = 0.0  # SD of an offset, window units.
+  config.training.distortion.noise = 0.0  # SD of white noise, window units.
+
+  # Optimisation. Functions are named, package.module.NAME; a study may give its own.
   config.training.epochs = 30
   config.training.steps_per_epoch = 1000
-  config.training.batch_size = 64
-  config.training.learning_rate = 1e-4  # Of Adam; falls to 0 on a cosine.
-  config.training.foreground_share = 0.7  # Of stacks, with target in their centre.
-  config.training.validation_share = 0.15  # Of the patients.
-  config.training.validation_slices = 256
-  config.training.simulated = True  # Also train on simulated scans of the store.
-  config.training.cache_gib = 2.0  # Decoded chunks kept in memory.
+  config.training.loss = 'covid3way.training.losses.cross_entropy_and_dice'
+  config.training.class_weights = (1.0, 5.0)  # Of cross-entropy: other, target.
+  config.training.optimiser = 'optax.adam'
+  config.training.schedule = 'covid3way.training.optimisers.cosine'
+  config.training.learning_rate = 1e-4
+  config.training.warmup_steps = 0
+  config.training.weight_decay = 0.0  # For an optimiser that knows it.
+  config.training.clip_norm = 0.0  # Largest global norm of a gradient; 0: any.
+  config.training.ema_decay = 0.0  # Of an average of the weights, per step; 0: none.
+  config.training.precision = 'float32'  # Of the computation; or 'bfloat16'.
+  config.training.parts = 1  # Of a device's share of a batch, computed in turn.
+  config.training.patience = 0  # Epochs without a better validation Dice; 0: no end.
+
+  # How the three views' probabilities become a mask, chosen on validation scans.
+  config.aggregation = ConfigDict()
+  config.aggregation.choice = 'best'  # Or the name of one; see `aggregators.csv`.
+  config.aggregation.margin = 0.005  # Dice that another has to win over the plain sum.
 
   # Prediction.
   config.prediction = ConfigDict()
-  config.prediction.threshold = 2.0  # Of the sum of three probabilities, (0, 3).
+  # Of the sum of three probabilities, (0, 3); not given: the model's own aggregator.
+  config.prediction.threshold = placeholder(float)
   config.prediction.batch_size = 4  # Slice stacks computed at once.
   config.prediction.keep_views = False  # Also write each view's probability map.
 

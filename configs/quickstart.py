@@ -30,6 +30,7 @@ def get_config(variant: str = ''):
     'fit',
     'augmentation',
     'training',
+    'aggregation',
     'prediction',
     'held_out_patients',
   )
@@ -43,6 +44,8 @@ def get_config(variant: str = ''):
     extent_mm=(290.0, 250.0, 290.0),  # Holds the lungs, at half the work.
     steps_per_epoch=44,
     batch_size=8,
+    open_slabs=8,
+    stacks_per_slab=1,  # All of this cohort fits into the cache.
     learning_rate=4e-3,
     foreground_share=0.9,
     class_weights=(1.0, 10.0),

@@ -17,7 +17,9 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/train.py:smoke` trains two tiny epochs."""
-  config = default.pick('train', variant, 'input', 'training')
+  config = default.pick(
+    'train', variant, 'input', 'training', 'aggregation', 'prediction.batch_size'
+  )
   if variant == 'smoke':
     config.training.update(default.SMOKE_TRAINING)
   return config

@@ -93,6 +93,10 @@ class LeakError(Covid3wayError):
   """Scans of a patient, real or simulated, that would end on both sides of a split."""
 
 
+class TrainingError(Covid3wayError):
+  """A training whose numbers are no longer finite."""
+
+
 class StorageError(Covid3wayError):
   """The disk refused a write."""
 

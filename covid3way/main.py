@@ -30,6 +30,14 @@ _SHARD = flags.DEFINE_string(
   'i/n: only every n-th scan or patient, from the i-th (0 to n - 1) on. Shards may run '
   'at the same time; the same command without --shard then gathers what they did.',
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'Train together with the other processes that srun started.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of the first of several training processes.'
+)
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many they are.')
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Which this is, from 0 on.')
 _DEBUG = flags.DEFINE_bool('debug', False, 'Show tracebacks and debug lines.')
 
 
@@ -54,6 +62,7 @@ def parse(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
   """Runs the config's job."""
   from covid3way.jobs.batch import Shard, SomeFailedError
+  from covid3way.training import devices
   from covid3way.training.preemption import PreemptedError
 
   # Libraries log through absl far more than a user wants to read, and repeat as
@@ -63,18 +72,36 @@ def main(_: list[str]) -> None:
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:
     options = {}
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+      _join(config.job)
     if _SHARD.value is not None:
       options['shard'] = Shard.parse(_SHARD.value)
       if 'shard' not in inspect.signature(job.run).parameters:
         found = f'{config.job} does not work scan by scan'
         raise ConfigError('--shard', found, 'leave it out')
     job.run(config, pathlib.Path(_WORKDIR.value), **options)
+    devices.leave()
   except PreemptedError as told:
+    devices.leave()
     end(str(told), code=0)
   except (Covid3wayError, SomeFailedError) as error:
     if _DEBUG.value:
       traceback.print_exc()
     end(str(error), code=1 if isinstance(error, SomeFailedError) else 2)
+
+
+def _join(job: str) -> None:
+  """Makes this process one of several that do one training."""
+  from covid3way import progress
+  from covid3way.training import devices
+
+  if job != 'train':
+    raise ConfigError(
+      '--distributed', f'{job} runs in one process', 'leave it out, or use --shard'
+    )
+  devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  if not devices.is_first():
+    progress.be_quiet()
 
 
 def end(message: str, *, code: int = 2) -> None:

@@ -15,10 +15,14 @@ sys.path.insert(0, str(ROOT))  # configs/ and covid3way/ are used in place.
 import serial_scans  # noqa: E402
 
 # Compiled code is kept between runs: most of the suite's time is compilation.
-jax.config.update(
-  'jax_compilation_cache_dir',
-  os.environ.get('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax')),
-)
+# Environment of a program that shares it.
+CACHE = {
+  'JAX_COMPILATION_CACHE_DIR': os.environ.get(
+    'JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax')
+  ),
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
+}
+jax.config.update('jax_compilation_cache_dir', CACHE['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
@@ -70,17 +74,25 @@ def finish(*processes: subprocess.Popen) -> list[str]:
   return told
 
 
-def run_job(name: str, workdir: pathlib.Path, **inputs) -> None:
+def run_job(name: str, workdir: pathlib.Path, *, shard=None, **inputs) -> None:
   """Runs the smoke variant of a config in this process."""
+  options = {'shard': shard} if shard else {}
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
   config.update(inputs)
-  importlib.import_module(f'covid3way.jobs.{config.job}').run(config, workdir)
+  importlib.import_module(f'covid3way.jobs.{config.job}').run(
+    config, workdir, **options
+  )
 
 
-def make_ready(name: str, workdir: pathlib.Path, inputs: dict[str, str]) -> None:
+def make_ready(
+  name: str, workdir: pathlib.Path, inputs: dict[str, str], quickstart: pathlib.Path
+) -> None:
   """Runs what a job needs to have run in its workdir."""
   if name == 'augment':
     run_job('fit', workdir, **inputs)
+  if name == 'export':
+    for part in ('train.json', 'training'):
+      (workdir / part).symlink_to(quickstart / part)
 
 
 def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
@@ -93,6 +105,7 @@ def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
     'augment': {'input': str(quickstart / 'serial' / 'manifest.csv')},
     'simulate': {'input': str(quickstart / 'single' / 'manifest.csv')},
     'train': {'input': str(quickstart / 'store')},
+    'export': {},
     'predict': {
       'input': str(quickstart / 'held_out.csv'),
       'model': str(quickstart / 'model'),

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -12,9 +13,12 @@ from conftest import ROOT, inputs_of, make_ready, run_job
 from ml_collections import ConfigDict
 
 from configs import default
+from covid3way.base import ConfigError, InputError
+from covid3way.jobs import watching
+from covid3way.jobs.batch import Shard
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest
-from covid3way.training.checkpoints import read_model
+from covid3way.segmentation.model import read_model
 
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'default')
 
@@ -71,7 +75,7 @@ def test_default_has_no_field_that_no_config_takes():
 def test_smoke_variant_reads_every_field(name, quickstart, tmp_path):
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
   inputs = inputs_of(name, quickstart)
-  make_ready(name, tmp_path, inputs)
+  make_ready(name, tmp_path, inputs, quickstart)
   config.update(inputs)
   seen = set()
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
@@ -171,16 +175,81 @@ def test_model_directory_keeps_its_space_and_three_networks(quickstart):
   assert not np.array_equal(kernels[1], kernels[2])
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(quickstart, tmp_path):
+def assert_same_model(one, other):
+  one, other = (read_model(folder / 'model') for folder in (one, other))
+  jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+  assert one.sha256 == other.sha256
+
+
+def test_views_as_shards_a_whole_job_after_them_and_an_interrupted_one_end_the_same(
+  quickstart, tmp_path
+):
   inputs = inputs_of('train', quickstart)
-  run_job('train', tmp_path, **inputs)
-  first = read_model(tmp_path / 'model')
-  kept = (tmp_path / 'training' / 'xy' / 'step-6').stat().st_mtime_ns
-  for part in ('model', 'training/yz'):  # As if stopped before the second view.
-    shutil.rmtree(tmp_path / part)
-  run_job('train', tmp_path, **inputs)
-  again = read_model(tmp_path / 'model')
-  assert (tmp_path / 'training' / 'xy' / 'step-6').stat().st_mtime_ns == kept
-  lines = (tmp_path / 'training' / 'xy' / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['epoch'] for line in lines] == [1, 2]
-  jax.tree.map(np.testing.assert_array_equal, first.variables, again.variables)
+  plain, shards = tmp_path / 'plain', tmp_path / 'shards'
+  run_job('train', plain, **inputs)
+  for number in (2, 0, 1):
+    run_job('train', shards, shard=Shard(number, 3), **inputs)
+    assert not (shards / 'model').exists()
+  xy = shards / 'training' / 'xy'
+  kept = (xy / 'step_6').stat().st_mtime_ns
+  shutil.rmtree(shards / 'training' / 'yz')  # As if stopped before this view.
+  run_job('train', shards, **inputs)
+  assert (xy / 'step_6').stat().st_mtime_ns == kept
+  assert [row['epoch'] for row in watching.rows(xy)] == [1, 2]
+  assert_same_model(shards, plain)
+
+
+def test_a_model_says_where_it_comes_from(quickstart):
+  known = json.loads((quickstart / 'model' / 'model.json').read_text())
+  assert known['settings']['epochs'] == 2
+  assert known['settings']['input'] == str(quickstart / 'store')
+  assert sum(window['scans'] for window in known['windows']) > 0
+  assert known['windows'][0]['source'] == 'scanner table'
+  assert set(known['training']) == set(known['sha256']) == {'xy', 'yz', 'xz'}
+  assert 'images_per_s' not in known['training']['xy'][0]
+  names = [row['name'] for row in known['aggregators']]
+  assert names[0] == 'sum > 2' and known['aggregator']['name'] in names
+  with (quickstart / 'aggregators.csv').open() as file:
+    assert [row['name'] for row in csv.DictReader(file)] == names
+
+
+def test_export_writes_the_model_of_a_training_again(quickstart, tmp_path):
+  make_ready('export', tmp_path, {}, quickstart)
+  run_job('export', tmp_path)
+  again, first = (f / 'model' / 'model.json' for f in (tmp_path, quickstart))
+  assert again.read_bytes() == first.read_bytes()
+
+
+def test_export_takes_the_aggregator_that_it_is_told_to(quickstart, tmp_path):
+  make_ready('export', tmp_path, {}, quickstart)
+  run_job('export', tmp_path, aggregation={'choice': 'product'})
+  assert read_model(tmp_path / 'model').aggregator.name in ('product', 'sum > 2')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [({'aggregation': {'choice': 'mean'}}, "'mean'; use one of best, sum > 2")],
+)
+def test_export_refuses(changes, words, quickstart, tmp_path):
+  with pytest.raises(ConfigError, match=words):
+    run_job('export', tmp_path, **changes)
+  with pytest.raises(InputError, match='no training began here'):
+    run_job('export', tmp_path)
+
+
+def test_a_training_is_watched(quickstart):
+  """A log, a picture, TensorBoard's events: one row per epoch."""
+  folder = quickstart / 'training' / 'yz'
+  rows = watching.rows(folder)
+  assert [(row['epoch'], row['step']) for row in rows] == [(1, 3), (2, 6)]
+  assert all(row['images_per_s'] > 0 and 0 <= row['waiting_share'] < 1 for row in rows)
+  assert (folder / 'progress.png').stat().st_size > 10_000
+  (events,) = (folder / 'tensorboard').iterdir()
+  assert b'validation_dice' in events.read_bytes()
+
+
+def test_without_tensorboard_all_else_is_written(quickstart, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  run_job('train', tmp_path, shard=Shard(0, 3), **inputs_of('train', quickstart))
+  names = {path.name for path in (tmp_path / 'training' / 'xy').iterdir()}
+  assert {'metrics.jsonl', 'progress.png'} < names and 'tensorboard' not in names

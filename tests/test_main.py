@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def the_line(done, *, noisy=False):
       'two',
     ),
     (['--config=configs/phantom.py:typo', '--workdir=x'], 'typo'),
-    (['--config=configs/train.py', '--workdir=x', '--shard=0/2'], 'leave it out'),
+    (['--config=configs/simulate.py', '--workdir=x', '--shard=0/2'], 'leave it out'),
     (['--config=configs/predict.py', '--workdir=x', '--shard=2/2'], '0 to n - 1'),
   ],
 )
@@ -107,9 +108,9 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
     noisy = job == 'train'
     assert 'larger than the system allows' in the_line(done, noisy=noisy)
   left = [p for p in tmp_path.rglob('*') if p.is_file()]
-  told = {'failures.json', 'quantification.csv', f'{job}.json'}
+  told = {'failures.json', 'quantification.csv', f'{job}.json', 'metrics.jsonl'}
   assert {p.name for p in left} <= told
-  assert not [p for p in tmp_path.rglob('*') if 'partial' in p.name]
+  assert not [p for p in tmp_path.rglob('*') if re.search('partial|-tmp', p.name)]
 
 
 @pytest.fixture
@@ -178,13 +179,21 @@ def test_absent_window_tags_are_said_in_every_output(quickstart, tmp_path):
   assert 'window_assumed' in (tmp_path / 'out/quantification.csv').read_text()
 
 
-@pytest.mark.parametrize('damage', ['absent', 'no weights', 'foreign', 'cut'])
+@pytest.mark.parametrize(
+  'damage', ['absent', 'no weights', 'altered', 'swapped', 'foreign', 'cut']
+)
 def test_a_model_directory_that_is_none_is_a_named_error(damage, quickstart, tmp_path):
   folder = tmp_path / 'model'
   if damage != 'absent':
     shutil.copytree(quickstart / 'model', folder)
   if damage == 'no weights':
-    shutil.rmtree(folder / 'yz')
+    (folder / 'yz.msgpack').unlink()
+  if damage == 'altered':
+    data = bytearray((folder / 'xz.msgpack').read_bytes())
+    data[-9] ^= 1
+    (folder / 'xz.msgpack').write_bytes(data)
+  if damage == 'swapped':
+    (folder / 'yz.msgpack').replace(folder / 'xy.msgpack')
   if damage == 'foreign':
     (folder / 'model.json').write_text('{"format": "other-1"}')
   if damage == 'cut':
@@ -203,14 +212,14 @@ def test_a_model_directory_that_is_none_is_a_named_error(damage, quickstart, tmp
     ('augment', {'augmentation': {'ratio': 1.0}}, 'ratio'),
     ('augment', {'simulator': {'clustering': 2.0}}, 'simulator'),
     ('train', {'training': {'epochs': 9}}, 'epochs'),
-    ('predict', {'prediction': {'threshold': 1.5}}, 'threshold'),
+    ('predict', {'prediction': {'threshold': 1.5}}, 'aggregator'),
   ],
 )
 def test_a_workdir_of_other_settings_is_not_mixed_in(
   job, changes, words, quickstart, tmp_path
 ):
   inputs = inputs_of(job, quickstart)
-  make_ready(job, tmp_path, inputs)
+  make_ready(job, tmp_path, inputs, quickstart)
   run_job(job, tmp_path, **inputs)
   before = sorted(tmp_path.rglob('*'))
   with pytest.raises(ConfigError, match=rf'{words}.* another --workdir'):
@@ -231,10 +240,16 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
   config.input = str(quickstart / 'store')
   for field, value, words in (
     ('features', (4,) * 8, 'multiples of 128'),
-    ('validation_share', 1.0, 'none to train'),
+    ('validation_share', 1.0, 'none is left to train'),
     ('region', 'heart', "region 'heart'"),
+    ('batch_size', 6, 'batch_size: 6 with 4 config.training.open_slabs'),
+    ('fold', '3/3', "fold: '3/3'; use i/n"),
+    ('precision', 'float16', 'use one of float32, bfloat16'),
+    ('loss', 'losses.none', "loss: 'losses.none'"),
+    ('weight_decay', 0.1, 'an optimiser that decays weights'),
   ):
     wrong = config.copy_and_resolve_references()
     wrong.training[field] = value
+    wrong.training.open_slabs = 4 if field == 'batch_size' else 2
     with pytest.raises(ConfigError, match=words):
       train.run(wrong, tmp_path)

@@ -1,17 +1,37 @@
 """Batches: what is read is what was stored, drawn evenly and as told."""
 
+import collections
+import dataclasses
+import itertools
+import shutil
+
 import numpy as np
 import pytest
+import tensorstore as ts
 
+from covid3way.base import DamagedFileError
 from covid3way.scans import store
 from covid3way.training import pipeline, views
+from covid3way.training.slices import Slices
 
 SHAPE = (16, 12, 20)
 WHOLE = tuple(slice(0, n) for n in SHAPE)
+HOW = pipeline.Sampling(
+  batch_size=4,
+  foreground_share=0.5,
+  simulated_ratio=0.0,
+  open_slabs=2,
+  stacks_per_slab=2,
+  seed=0,
+)
+
+
+def sampling(**options):
+  return dataclasses.replace(HOW, **options)
 
 
 @pytest.fixture(scope='module')
-def scans(tmp_path_factory):
+def folder(tmp_path_factory):
   """Two scans whose signal is a code of scan and place; the first is far sicker."""
   folder = tmp_path_factory.mktemp('store')
   x, y, z = np.meshgrid(*[np.arange(n) for n in SHAPE], indexing='ij')
@@ -22,11 +42,16 @@ def scans(tmp_path_factory):
     signal = number + x / 64 + y / 1024 + z / 256
     volumes = {'signal': signal, 'lungs': lungs, 'infection': infection}
     store.write_group(store.group_path(folder, f's{number}'), volumes, {})
+  return folder
+
+
+@pytest.fixture(scope='module')
+def scans(folder):
   return [store.open_group(path) for path in store.list_groups(folder)]
 
 
-def slices(scans, view, *, offsets=(-2, 0, 2), region='lungs', window=WHOLE):
-  return pipeline.Slices(
+def slices(scans, view='xy', *, offsets=(-2, 0, 2), region='lungs', window=WHOLE):
+  return Slices(
     scans, view=view, target='infection', region=region, offsets=offsets, window=window
   )
 
@@ -48,66 +73,180 @@ def test_stacks_labels_and_weights_are_the_stored_planes(scans, view):
     )
 
 
+def test_a_stack_beyond_the_end_repeats_the_last_slice(scans):
+  stack = slices(scans).read(np.array([[0, 19]]))['stacks'][0]
+  np.testing.assert_array_equal(stack[..., 2], stack[..., 1])
+  assert (stack[..., 0] != stack[..., 1]).all()
+
+
+def candidates(known):
+  return [(each.foreground.tolist(), each.background.tolist()) for each in known]
+
+
 def test_foreground_and_background_are_told_apart(scans):
-  known = slices(scans, 'xy')
-  assert known.foreground.tolist() == [[0, z] for z in range(2, 18)] + [[1, 9]]
-  assert known.background.tolist() == [[1, z] for z in range(2, 18) if z != 9]
+  known = slices(scans)
+  inside = list(range(2, 18))
+  assert candidates(known.candidates) == [
+    (inside, []),
+    ([9], [z for z in inside if z != 9]),
+  ]
+  assert known.all().tolist() == [
+    *([0, z] for z in inside),
+    [1, 9],
+    *([1, z] for z in inside if z != 9),
+  ]
+
+
+def test_region_all_counts_everywhere_and_draws_from_every_slice(scans):
+  known = slices(scans, region='all')
+  assert known.read(np.array([[0, 0]]))['weights'].all()
+  assert candidates(known.candidates)[1] == ([9], [z for z in range(20) if z != 9])
 
 
 def test_window_cuts_planes_and_leaves_numbers_of_slices(scans):
   window = (slice(4, 12), slice(0, 12), slice(8, 16))
-  known = slices(scans, 'xy', window=window)
-  assert known.foreground.tolist() == [[0, z] for z in range(8, 16)] + [[1, 9]]
-  whole = slices(scans, 'xy').read(np.array([[0, 8]]))
+  known = slices(scans, window=window)
+  assert candidates(known.candidates)[0] == (list(range(8, 16)), [])
+  whole = slices(scans).read(np.array([[0, 8]]))
   cut = known.read(np.array([[0, 8]]))
   np.testing.assert_array_equal(cut['stacks'], whole['stacks'][:, 4:12])
 
 
-def test_region_all_counts_everywhere(scans):
-  assert slices(scans, 'yz', region='all').read(np.array([[0, 0]]))['weights'].all()
-
-
 def drawn(scans, n, **options):
-  """Scan, whether infected, and both axes' directions of n * 4 drawn stacks."""
-  known = slices(scans, 'xy')
-  rows = []
-  for number in range(n):
-    batch = pipeline.batch_at(number, known, batch_size=4, seed=0, **options)
-    for stack, label in zip(batch['stacks'], batch['labels'], strict=True):
-      number = int(stack[..., 1].mean())  # What is added to it stays below 1.
-      across = np.sign(np.diff(stack[:, 0, 1])).mean()
-      rows.append((number, bool(label.any()), across))
-  return np.array(rows, float)
+  """Scan and slice numbers of n * 4 drawn stacks."""
+  sampler = pipeline.Sampler(slices(scans), sampling(**options))
+  return np.concatenate([sampler.draw(i, range(4))[0] for i in range(n)])
+
+
+def is_sick(rows):
+  return (rows[:, 0] == 0) | (rows[:, 1] == 9)
 
 
 def test_every_scan_is_drawn_equally_often_however_sick(scans):
-  rows = drawn(scans, 100, foreground_share=1.0)
-  assert rows[:, 1].all()
+  rows = drawn(scans, 300, foreground_share=1.0)
+  assert is_sick(rows).all()
   assert 0.4 < rows[:, 0].mean() < 0.6
 
 
 def test_foreground_share_is_kept(scans):
-  assert 0.2 < drawn(scans, 100, foreground_share=0.3)[:, 1].mean() < 0.4
+  rows = drawn(scans, 300, foreground_share=0.3)
+  assert 0.2 < is_sick(rows[rows[:, 0] == 1]).mean() < 0.4
 
 
-def test_half_of_the_stacks_are_flipped_with_their_labels(scans):
-  assert abs(drawn(scans, 100, foreground_share=1.0)[:, 2].mean()) < 0.2
-  known = slices(scans, 'xy')
-  batch = pipeline.batch_at(0, known, batch_size=16, foreground_share=1.0, seed=1)
-  for stack, label in zip(batch['stacks'], batch['labels'], strict=True):
-    inside = stack[..., 1][label > 0]
-    # The lesion covers x 5 to 8 and y 4 to 6 of its slice, flipped or not.
-    spread = inside.max() - inside.min()
-    assert spread == pytest.approx(3 / 64 + 2 / 1024, abs=1e-6)
+def test_background_alone_where_there_is_some(scans):
+  rows = drawn(scans, 50, foreground_share=0.0)
+  assert not is_sick(rows[rows[:, 0] == 1]).any()
+  assert (rows[:, 0] == 0).any()  # All of its slices are infected.
+
+
+@pytest.mark.parametrize(('ratio', 'share'), [(0.0, 0.0), (1.0, 0.5), (3.0, 0.75)])
+def test_simulated_stacks_come_at_the_wanted_ratio(scans, ratio, share):
+  simulated = store.StoredScan(
+    scans[1].scan_id, scans[1].volumes, {'simulated': {'parent_scan': 's0'}}
+  )
+  # Three simulated scans and one real: what counts is the ratio that was asked for.
+  rows = drawn([scans[0], *[simulated] * 3], 300, simulated_ratio=ratio)
+  assert (rows[:, 0] > 0).mean() == pytest.approx(share, abs=0.08)
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone(scans):
-  known = slices(scans, 'xz')
-  first, again, later, other = (
-    pipeline.batch_at(number, known, batch_size=4, foreground_share=0.5, seed=seed)
-    for number, seed in ((2, 3), (2, 3), (3, 3), (2, 4))
-  )
+  def batch(number, seed):
+    return pipeline.Sampler(slices(scans), sampling(seed=seed)).batch(number, range(4))
+
+  first, again, later, other = batch(2, 3), batch(2, 3), batch(3, 3), batch(2, 4)
   for name in first:
     np.testing.assert_array_equal(first[name], again[name])
-  assert not np.array_equal(later['stacks'], first['stacks'])
-  assert not np.array_equal(other['stacks'], first['stacks'])
+  for different in (later, other):
+    assert not np.array_equal(different['stacks'], first['stacks'])
+    assert not set(different['seeds']) & set(first['seeds'])
+
+
+def test_hosts_read_the_rows_of_one_and_the_same_batch(scans):
+  sampler = pipeline.Sampler(slices(scans), HOW)
+  whole, parts = (
+    sampler.batch(5, range(4)),
+    [sampler.batch(5, range(a, a + 2)) for a in (0, 2)],
+  )
+  for name in whole:
+    joined = np.concatenate([part[name] for part in parts])
+    np.testing.assert_array_equal(joined, whole[name])
+
+
+@pytest.fixture(scope='module')
+def long_scans(tmp_path_factory):
+  """Three scans of five slabs; each slab its own signal."""
+  folder, shape = tmp_path_factory.mktemp('long'), (4, 4, 320)
+  for number in range(3):
+    infection = np.zeros(shape, np.uint8)
+    infection[1, 1, number::3] = 1
+    signal = np.broadcast_to(np.arange(320) // 64 + 8.0 * number, shape)
+    volumes = {'signal': signal, 'lungs': np.ones(shape), 'infection': infection}
+    store.write_group(store.group_path(folder, f's{number}'), volumes, {})
+  return sorted(store.list_groups(folder))
+
+
+def test_a_slab_stays_open_for_as_many_stacks_as_told(long_scans):
+  """Lanes change at different times, and every slab has its turn."""
+  scans = [store.open_group(path) for path in long_scans]
+  known = slices(scans, window=tuple(slice(0, n) for n in scans[0].shape))
+  how = sampling(batch_size=8, open_slabs=4, stacks_per_slab=16)
+  sampler = pipeline.Sampler(known, how)
+  lanes, changes = collections.defaultdict(list), collections.Counter()
+  for number in range(1600):
+    chosen, _ = sampler.draw(number, range(8))
+    for row, (scan, index) in enumerate(chosen):
+      lanes[row // 2].append((scan, index // 64))
+  for lane, slabs in lanes.items():
+    for number, (one, other) in enumerate(itertools.pairwise(slabs)):
+      if one != other:
+        changes[(number + 1) // 2] += 1
+        assert ((number + 1) // 2 + 2 * lane) % 8 == 0
+  assert max(changes.values()) == 1
+  turns = collections.Counter(slab for slabs in lanes.values() for slab in slabs[::16])
+  # 800 turns at random among 15 slabs: each 53, give or take 4 times 7.
+  assert len(turns) == 15 and sum(turns.values()) == 800
+  assert all(abs(n - 53) < 28 for n in turns.values())
+
+
+def test_no_cube_is_decoded_twice_while_its_slab_is_open(long_scans):
+  scans = [store.open_group(p, chunks=store.cache(2**26)) for p in long_scans]
+  known = slices(
+    scans, offsets=(0,), window=tuple(slice(0, n) for n in scans[0].shape)
+  )  # fmt: skip
+  sampler = pipeline.Sampler(known, sampling(open_slabs=2, stacks_per_slab=32))
+
+  def reads():
+    found = ts.experimental_collect_matching_metrics('/tensorstore/kvstore/file/read')
+    return next(m for m in found if m['name'].endswith('/read'))['values'][0]['value']
+
+  before = reads()
+  for number in range(16):  # One visit, or two, of each of two lanes: 64 stacks.
+    sampler.batch(number, range(4))
+  visited = {
+    (scan, index // 64)
+    for n in range(16)
+    for scan, index in sampler.draw(n, range(4))[0]
+  }
+  # Signal, lungs and infection of each; lungs and infection were read for the index.
+  assert 0 < reads() - before <= 3 * len(visited)
+
+
+def test_batches_are_read_ahead_in_order(scans):
+  sampler = pipeline.Sampler(slices(scans), HOW)
+  ahead = pipeline.read_ahead(sampler, range(3, 9), range(4), threads=3, batches=2)
+  for number, batch in zip(range(3, 9), ahead, strict=True):
+    expected = sampler.batch(number, range(4))
+    for name in expected:
+      np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_what_a_reading_thread_meets_names_the_scan(folder, tmp_path):
+  copy = shutil.copytree(folder, tmp_path / 'store')
+  scans = [store.open_group(path) for path in store.list_groups(copy)]
+  sampler = pipeline.Sampler(slices(scans), sampling(foreground_share=1.0))
+  for chunk in (copy / 's1.zarr' / 'signal' / 'c').rglob('*'):
+    if chunk.is_file():
+      chunk.write_bytes(b'damaged')
+  ahead = pipeline.read_ahead(sampler, range(20), range(4), threads=2, batches=2)
+  with pytest.raises(DamagedFileError, match='s1: cannot be read from the store'):
+    list(ahead)

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covid3way.segmentation import quantify, three_way
+from covid3way.segmentation import aggregators, quantify, three_way
+from covid3way.segmentation.model import Model, ModelSpec
 from covid3way.training import views
-from covid3way.training.checkpoints import Model, ModelSpec
+
+SUM = aggregators.plain(('xy', 'yz', 'xz'))
 
 
 def test_aggregate_is_the_sum_over_two():
@@ -17,7 +19,7 @@ def test_aggregate_is_the_sum_over_two():
     'xz': np.array([1, 0, 170, 171, 0], np.uint8).reshape(5, 1, 1),
   }
   lungs = np.ones((5, 1, 1), np.uint8)
-  probability, mask = three_way.aggregate(maps, lungs, threshold=2.0)
+  probability, mask = three_way.aggregate(maps, lungs, SUM)
   # 510 / 255 is 2, and 2 is not above 2.
   assert mask.ravel().tolist() == [True, False, False, True, False]
   np.testing.assert_allclose(
@@ -25,19 +27,12 @@ def test_aggregate_is_the_sum_over_two():
   )
 
 
-def test_aggregate_ends_at_the_lungs_and_follows_the_threshold():
-  maps = {v: np.full((2, 1, 1), 128, np.uint8) for v in ('xy', 'yz', 'xz')}
+def test_aggregate_ends_at_the_lungs():
+  maps = {v: np.full((2, 1, 1), 200, np.uint8) for v in ('xy', 'yz', 'xz')}
   lungs = np.array([1, 0], np.uint8).reshape(2, 1, 1)
-  probability, mask = three_way.aggregate(maps, lungs, threshold=1.5)
+  probability, mask = three_way.aggregate(maps, lungs, SUM)
   assert mask.ravel().tolist() == [True, False]
   assert probability.ravel()[1] == 0
-  assert not three_way.aggregate(maps, lungs, threshold=1.6)[1].any()
-
-
-def test_a_single_view_answers_to_its_share_of_the_threshold():
-  maps = {'xy': np.array([127, 128], np.uint8).reshape(2, 1, 1)}
-  _, mask = three_way.aggregate(maps, np.ones((2, 1, 1)), threshold=1.5)
-  assert mask.ravel().tolist() == [False, True]
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +44,7 @@ def model():
     view: spec.network.init(jax.random.key(i), stacks, train=False)
     for i, view in enumerate(views.NORMAL_AXIS)
   }
-  return Model(spec, variables, sha256='')
+  return Model(spec, variables, SUM)
 
 
 @pytest.mark.parametrize('view', views.NORMAL_AXIS)

@@ -108,3 +108,13 @@ def test_the_same_seed_holds_out_the_same_patients_in_any_order():
 def test_someone_must_be_left_to_train_on():
   with pytest.raises(ConfigError, match='none to train'):
     split([A, B], validation_share=1.0, simulated=True, seed=0)
+
+
+def test_every_patient_validates_in_exactly_one_fold():
+  scans = [real(f's{i}-{k}', f'p{i}') for i in range(11) for k in range(2)]
+  how = {'validation_share': 0.1, 'simulated': False, 'seed': 3}
+  folds = [split(scans, fold=(k, 4), **how) for k in range(4)]
+  held_out = [patients(validation) for _, validation in folds]
+  assert sorted(p for each in held_out for p in each) == sorted(patients(scans))
+  assert {len(each) for each in held_out} == {2, 3}
+  assert all(not patients(t) & patients(v) for t, v in folds)

@@ -1,6 +1,6 @@
 """Pictures: what was found, over the scan, as a radiologist looks at it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,27 +154,37 @@ def letter_sides(panel: Axes, view: str) -> None:
 
 
 def training_curves(
-  path: Path, figures: Mapping[str, list[Mapping[str, float]]]
+  path: Path, figures: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> None:
-  """Loss and Dice per epoch of each view.
+  """Loss, Dice, learning rate and pace of each view, by epoch.
 
   Args:
     path: of the PNG.
-    figures: per view, one row per epoch with `epoch`, `loss`, `dice` and
-      `validation_dice`.
+    figures: per view, one row per epoch: the fields of `loop.Epoch` and, if known, of
+      `loop.Pace`.
   """
-  figure = Figure(figsize=(9, 3.6), layout='constrained')
-  left, right = figure.subplots(1, 2)
+  figure = Figure(figsize=(10, 6.4), layout='constrained')
+  loss, dice, rate, pace = figure.subplots(2, 2).flat
   for number, (view, rows) in enumerate(figures.items()):
-    epochs, colour = [r['epoch'] for r in rows], f'C{number}'
-    left.plot(epochs, [r['loss'] for r in rows], color=colour, label=view)
-    right.plot(epochs, [r['dice'] for r in rows], ':', color=colour)
-    held_out = [r['validation_dice'] for r in rows]
-    right.plot(epochs, held_out, color=colour, label=view)
-  left.set(xlabel='epoch', ylabel='training loss (cross-entropy + 1 - Dice)')
-  right.set(xlabel='epoch', ylabel='Dice', ylim=(0, 1))
-  right.set_title('dotted: training batches, solid: validation slices', fontsize=9)
-  for panel in (left, right):
-    panel.legend(title='view', frameon=False)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    epochs, style = columns['epoch'], {'color': f'C{number}', 'marker': '.'}
+    loss.plot(epochs, columns['loss'], label=view, **style)
+    dice.plot(epochs, columns['dice'], ':', color=f'C{number}')
+    dice.plot(epochs, columns['validation_dice'], label=view, **style)
+    rate.plot(epochs, columns['learning_rate'], label=view, **style)
+    if 'images_per_s' in columns:
+      waiting = 100 * np.mean(columns['waiting_share'])
+      label = f'{view}, {waiting:.0f} % of the time waiting for data'
+      pace.plot(epochs, columns['images_per_s'], label=label, **style)
+  loss.set(ylabel='training loss', yscale='log')
+  dice.set(ylabel='Dice', ylim=(0, 1))
+  dice.set_title('dotted: training batches, solid: validation slices', fontsize=9)
+  rate.set(ylabel='learning rate at the end of the epoch', ylim=(0, None))
+  pace.set(ylabel='images per second', ylim=(0, None))
+  for panel in (loss, dice, rate, pace):
+    panel.set(xlabel='epoch')
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
+    if panel.lines:
+      panel.legend(title='view', frameon=False)
   figure.savefig(path, dpi=110)

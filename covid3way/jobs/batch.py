@@ -1,10 +1,12 @@
 """What jobs share: required inputs, a workdir's settings, work over many items."""
 
 import dataclasses
+import importlib
 import json
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,48 @@ def required(config: ConfigDict, field: str) -> str:
   if not config[field]:
     raise ConfigError(f'config.{field}', 'not given', f'add --config.{field}=...')
   return config[field]
+
+
+def named(dotted: str, field: str) -> Any:
+  """What a dotted name stands for, `package.module.NAME`.
+
+  Args:
+    dotted: the name.
+    field: of the config, that holds it.
+
+  Raises:
+    ConfigError: it cannot be imported.
+  """
+  module, _, name = dotted.rpartition('.')
+  try:
+    return getattr(importlib.import_module(module), name)
+  except Exception as error:  # A study's file may hold any mistake.
+    raise ConfigError(
+      field,
+      f'{dotted!r}: {type(error).__name__}: {error}',
+      'give package.module.NAME, importable where the program is started',
+    ) from error
+
+
+def part(text: str, field: str) -> tuple[int, int]:
+  """'2/8' -> (2, 8), the third of eight.
+
+  Args:
+    text: to read.
+    field: of the config, or flag, that holds it.
+
+  Raises:
+    ConfigError: it is no such thing.
+  """
+  found = re.fullmatch(r'(\d+)/(\d+)', text)
+  if not found or not int(found[1]) < int(found[2]):
+    raise ConfigError(field, repr(text), 'use i/n with i from 0 to n - 1')
+  return int(found[1]), int(found[2])
+
+
+def versions() -> dict[str, str]:
+  """Versions of what computes, for provenance."""
+  return {name: metadata.version(name) for name in ('jax', 'flax', 'numpy', 'scipy')}
 
 
 def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
@@ -68,10 +112,7 @@ class Shard:
     Raises:
       ConfigError: it is no such thing.
     """
-    found = re.fullmatch(r'(\d+)/(\d+)', text)
-    if not found or not int(found[1]) < int(found[2]):
-      raise ConfigError('--shard', repr(text), 'use i/n with i from 0 to n - 1')
-    return cls(int(found[1]), int(found[2]))
+    return cls(*part(text, '--shard'))
 
   @property
   def is_whole(self) -> bool:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.evaluation.fits import fit_picture
 from covid3way.jobs import series
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required, versions
 from covid3way.jobs.laws import fit_settings, load_law, parameters_of
 from covid3way.jobs.preprocess import claim_store, stored
 from covid3way.jobs.series import Series
@@ -27,7 +27,6 @@ from covid3way.simulator import histogram, parameters, population, serial
 from covid3way.simulator.fit import FitSettings, fit
 from covid3way.simulator.law import Law
 from covid3way.simulator.serial import Pair
-from covid3way.training.checkpoints import versions
 
 _PREDICTORS = ('law', 'copy_last', 'scaled')
 

@@ -1,13 +1,13 @@
 """Config sections -> the simulator's law, its morphology, and how W is searched."""
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, ParameterError
+from covid3way.jobs.batch import named
 from covid3way.simulator import parameters
 from covid3way.simulator.fit import FitSettings
 from covid3way.simulator.law import Law
@@ -28,15 +28,7 @@ def load_law(dotted: str) -> Law:
     ConfigError: it cannot be imported, is no `Law`, or a parameter has no bound, no
       default within it, or is a noise that the population law cannot resolve.
   """
-  module, _, name = dotted.rpartition('.')
-  try:
-    law = getattr(importlib.import_module(module), name)
-  except Exception as error:  # A study's file may hold any mistake.
-    raise ConfigError(
-      _FIELD,
-      f'{dotted!r}: {type(error).__name__}: {error}',
-      'give package.module.NAME, importable where the program is started',
-    ) from error
+  law = named(dotted, _FIELD)
   if not isinstance(law, Law):
     found = f'{dotted!r} is a {type(law).__name__}'
     raise ConfigError(_FIELD, found, 'give the name of a covid3way.simulator.law.Law')

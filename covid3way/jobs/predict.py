@@ -11,17 +11,24 @@ from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, ModelError, Scan
 from covid3way.evaluation import figures
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
+from covid3way.jobs.batch import (
+  WHOLE_JOB,
+  Shard,
+  claim,
+  for_each_scan,
+  required,
+  versions,
+)
 from covid3way.jobs.preprocess import read_and_cast
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
 from covid3way.scans.manifest import ManifestRow
+from covid3way.segmentation import aggregators
+from covid3way.segmentation.model import Model, read_model
 from covid3way.segmentation.quantify import quantify
 from covid3way.segmentation.three_way import LEVELS, aggregate, probability_map
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan
-from covid3way.training import checkpoints
-from covid3way.training.checkpoints import Model
 
 _COLUMNS = (
   'scan_id',
@@ -47,18 +54,15 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   right), `quantification.json` and `overview.png`; beside them `quantification.csv`
   has one row per scan.
   """
-  if not 0 < config.prediction.threshold < 3:
-    raise ConfigError(
-      'config.prediction.threshold', f'{config.prediction.threshold}', 'use 0 to 3'
-    )
-  model = checkpoints.read_model(Path(required(config, 'model')))
+  model = read_model(Path(required(config, 'model')))
+  model = _with_threshold(model, config.prediction.threshold)
   if model.spec.target != 'infection':
     raise ModelError(config.model, f'it finds {model.spec.target}', 'give another')
   rows = source.resolve(Path(required(config, 'input')))
   settings = {
     'model_sha256': model.sha256,
     'window': config.window.to_dict(),
-    'threshold': config.prediction.threshold,
+    'aggregator': aggregators.to_json(model.aggregator),
     'keep_views': config.prediction.keep_views,
   }
   claim(workdir, 'predict', settings)
@@ -73,6 +77,16 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   finally:
     if shard.is_whole:
       _write_table(rows, workdir)
+
+
+def _with_threshold(model: Model, threshold: float | None) -> Model:
+  """The model, or with the paper's sum and this threshold for aggregator."""
+  if threshold is None:
+    return model
+  if not 0 < threshold < 3:
+    raise ConfigError('config.prediction.threshold', f'{threshold}', 'use 0 to 3')
+  plain = aggregators.plain(tuple(model.variables), threshold)
+  return dataclasses.replace(model, aggregator=plain)
 
 
 def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None:
@@ -90,8 +104,7 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
     )
     for view in model.variables
   }
-  threshold = config.prediction.threshold
-  probability, mask = aggregate(maps, standard.lungs, threshold=threshold)
+  probability, mask = aggregate(maps, standard.lungs, model.aggregator)
   infection = spaces.return_mask(mask, standard.placement) & (lungs > 0)
   own_probability = _on_own_grid(probability, standard, lungs)
   numbers = quantify(infection, lungs, scan.grid.voxel_ml)
@@ -120,7 +133,7 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
     )
     write_json(
       folder / 'quantification.json',
-      _report(scan, numbers, standard, model, threshold),
+      _report(scan, numbers, standard, model),
     )
 
 
@@ -133,7 +146,7 @@ def _on_own_grid(
 
 
 def _report(
-  scan: Scan, numbers: dict[str, Any], standard: StandardScan, model: Model, threshold
+  scan: Scan, numbers: dict[str, Any], standard: StandardScan, model: Model
 ) -> dict[str, Any]:
   facts = standard.facts()
   return {
@@ -145,10 +158,10 @@ def _report(
       **dataclasses.asdict(model.spec),
       'sha256': model.sha256,
       'views': list(model.variables),
-      'threshold': threshold,
+      'aggregator': aggregators.to_json(model.aggregator),
     },
     'provenance': dict(scan.provenance),
-    'versions': checkpoints.versions(),
+    'versions': versions(),
   }
 
 

@@ -12,7 +12,7 @@ from covid3way import progress
 from covid3way.base import ConfigError, Window
 from covid3way.evaluation import figures
 from covid3way.evaluation.metrics import dice, recall
-from covid3way.jobs import augment, fit, phantom, predict, preprocess, train
+from covid3way.jobs import augment, fit, phantom, predict, preprocess, train, watching
 from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
 from covid3way.scans.manifest import ManifestRow, read_manifest, write_manifest
@@ -44,16 +44,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
   stage(preprocess, workdir, input=training)
   stage(fit, workdir, input=training)
   stage(augment, workdir, input=training)
-  for simulated, name, folder in (
-    (True, '', workdir),
-    (False, '_' + _PLAIN, workdir / _PLAIN),
+  ratio = config.training.simulated_ratio
+  for simulated_ratio, name, folder in (
+    (ratio, '', workdir),
+    (0.0, '_' + _PLAIN, workdir / _PLAIN),
   ):
     stage(
       train,
       folder,
       name='train' + name,
       input=str(workdir / 'store'),
-      training={'simulated': simulated},
+      training={'simulated_ratio': simulated_ratio},
     )
     model = str(folder / 'model')
     predictions = folder / 'predictions'
@@ -62,7 +63,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
   results = _summary(scans, config.training.views)
   seconds['total'] = round(time.monotonic() - began, 1)
   write_json(workdir / 'results.json', results | {'seconds': seconds})
-  curves = json.loads((workdir / 'model' / 'model.json').read_text())['training']
+  curves = {
+    view: watching.rows(workdir / 'training' / view) for view in config.training.views
+  }
   with whole(workdir / 'training.png') as aside:
     figures.training_curves(aside, curves)
   _tell(results, seconds, workdir)

@@ -1,199 +1,197 @@
 """Trains one U-Net per view on stored scans and writes the model directory."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs.batch import claim, required
-from covid3way.scans import store
-from covid3way.scans.files import storing, whole
-from covid3way.scans.store import StoredScan
-from covid3way.training import checkpoints, loop, pipeline, preemption, views
-from covid3way.training.checkpoints import ModelSpec
-from covid3way.training.split import split
+from covid3way.jobs import export, watching
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
+from covid3way.jobs.cohort import Cohort, open_cohort
+from covid3way.training import (
+  checkpoints,
+  devices,
+  loop,
+  optimisers,
+  pipeline,
+  preemption,
+  views,
+)
+from covid3way.training.distort import Distortion
+from covid3way.training.slices import Slices
+
+# How fast data comes, not what they are: may change from run to run.
+_PACE = ('cache_gib', 'reading_threads', 'batches_ahead')
+_PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-  """Reads the store `config.input`; writes `model/` under the workdir.
+def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
+  """Reads the store `config.input`; writes `training/` and `model/` under the workdir.
+
+  A shard trains every n-th view; the whole job then writes the model.
 
   Raises:
     PreemptedError: SIGTERM came; the same command goes on from there.
   """
   settings = config.training
-  scans = _open(Path(required(config, 'input')), settings)
-  spec = ModelSpec(
-    settings.target,
-    scans[0].shape,
-    tuple(settings.offsets_mm),
-    tuple(settings.features),
-  )
-  _check(spec, settings)
-  claim(workdir, 'train', {'input': config.input, **settings.to_dict()})
-  training, validation = split(
-    scans,
-    validation_share=settings.validation_share,
-    simulated=settings.simulated,
-    seed=settings.seed,
-  )
-  n = sum('simulated' in scan.attributes for scan in training)
+  export.check(config.aggregation)
+  cohort = open_cohort(Path(required(config, 'input')), settings)
+  known = {k: v for k, v in settings.to_dict().items() if k not in _PACE}
+  mine = settings.views[shard.index :: shard.of]
+  recipes = {view: recipe_of(cohort, view) for view in mine}
+  claim(workdir, 'train', {'input': config.input, **known})
+  n = sum('simulated' in scan.attributes for scan in cohort.training)
   progress.say(
-    f'{len(training)} scans to train on, {n} of them simulated, '
-    f'{len(validation)} to validate'
+    f'{len(cohort.training)} scans to train on, {n} of them simulated, '
+    f'{len(cohort.validation)} to validate'
   )
-  variables, figures = {}, {}
   with preemption.watching() as stop:
-    for view in settings.views:
-      variables[view], figures[view] = _train_view(
-        view, spec, training, validation, settings, workdir / 'training' / view, stop
-      )
-  checkpoints.write_model(workdir / 'model', spec, variables, figures)
-  progress.say(f'model written to {workdir / "model"}')
+    for view, recipe in recipes.items():
+      _train_view(view, recipe, cohort, workdir / 'training' / view, stop)
+  if shard.is_whole and devices.is_first():
+    export.run(config, workdir)
 
 
-def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
-  """The scans of a store that have a reference for the target."""
-  groups = list(store.list_groups(folder))
-  cache_bytes = int(settings.cache_gib * 2**30 / len(groups))
-  scans = [store.open_group(group, cache_bytes=cache_bytes) for group in groups]
-  for scan in scans:
-    if scan.shape != scans[0].shape:
-      raise InputError(
-        scan.scan_id,
-        f'{scan.shape} voxels where {scans[0].scan_id} has {scans[0].shape}',
-        'preprocess all scans with one config.space.shape',
-      )
-  usable = [s for s in scans if settings.target in s.volumes]
-  if not usable:
-    raise InputError(
-      str(folder),
-      f'no scan has a reference for {settings.target!r}',
-      f'give {settings.target}_mask in the manifest and preprocess again',
-    )
-  return usable
+def recipe_of(cohort: Cohort, view: str) -> loop.Recipe:
+  """The settings of a training as functions.
+
+  Raises:
+    ConfigError: one of them stands for nothing that can be used.
+  """
+  settings, spec = cohort.settings, cohort.spec
+  if settings.precision not in _PRECISIONS:
+    found, remedy = repr(settings.precision), f'use one of {", ".join(_PRECISIONS)}'
+    raise ConfigError('config.training.precision', found, remedy)
+  schedule, optimiser, loss = (
+    named(settings[field], f'config.training.{field}')
+    for field in ('schedule', 'optimiser', 'loss')
+  )
+  schedule = schedule(
+    settings.learning_rate,
+    settings.epochs * settings.steps_per_epoch,
+    settings.warmup_steps,
+  )
+  h, w = (a for a in range(3) if a != views.NORMAL_AXIS[view])
+  return loop.Recipe(
+    network=spec.network.clone(dtype=_PRECISIONS[settings.precision]),
+    optimiser=optimisers.make(
+      optimiser,
+      schedule,
+      clip_norm=settings.clip_norm,
+      weight_decay=settings.weight_decay,
+    ),
+    schedule=schedule,
+    loss=loss,
+    class_weights=tuple(settings.class_weights),
+    distortion=_made(Distortion, settings.distortion),
+    pixel_mm=(spec.space.spacing_mm[h], spec.space.spacing_mm[w]),
+    average=settings.ema_decay,
+    parts=settings.parts,
+  )
 
 
-def _check(spec: ModelSpec, settings: ConfigDict) -> None:
-  """Refuses settings that cannot be trained."""
-  allowed = {'infection': ('lungs', 'all'), 'lungs': ('all',)}
-  if settings.region not in allowed.get(spec.target, ()):
-    raise ConfigError(
-      'config.training',
-      f'target {spec.target!r} with region {settings.region!r}',
-      "use target 'infection' with 'lungs' or 'all', or target 'lungs' with 'all'",
-    )
-  stride, n = spec.network.stride, jax.device_count()
-  if any(size % stride for size in spec.space_shape):
-    raise ConfigError(
-      'config.space.shape',
-      f'{spec.space_shape} with {len(spec.features)} levels',
-      f'use multiples of {stride} or fewer config.training.features',
-    )
-  if settings.batch_size % n:
-    raise ConfigError(
-      'config.training.batch_size',
-      f'{settings.batch_size} on {n} devices',
-      f'use a multiple of {n}',
-    )
+def sampling_of(settings: ConfigDict) -> pipeline.Sampling:
+  """How the batches of a training are drawn."""
+  return _made(pipeline.Sampling, settings)
+
+
+def _made(kind: type, section: ConfigDict) -> Any:
+  """A dataclass whose fields are fields of a config section."""
+  return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
 
 def _train_view(
   view: str,
-  spec: ModelSpec,
-  training: Sequence[StoredScan],
-  validation: Sequence[StoredScan],
-  settings: ConfigDict,
+  recipe: loop.Recipe,
+  cohort: Cohort,
   folder: Path,
   stop: Callable[[], bool],
-) -> tuple[Any, list[dict[str, float]]]:
-  """Trains one network; returns its variables and the figures of each epoch.
+) -> None:
+  """Trains one network, or goes on with it, and keeps its checkpoints in a folder.
 
   Raises:
     PreemptedError: it was time to stop; what was reached is kept.
   """
-  how = {
-    'view': view,
-    'target': spec.target,
-    'region': settings.region,
-    'offsets': spec.offsets_voxels(view),
-    'window': views.central_window(
-      settings.extent_mm,
-      spec.space_shape,
-      spec.space.spacing_mm,
-      stride=spec.network.stride,
-    ),
-  }
-  steps = settings.epochs * settings.steps_per_epoch
-  optimiser = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, steps))
-  held_out = _validation(pipeline.Slices(validation, **how), settings)
-  slices = pipeline.Slices(training, **how)
-  if not len(slices.foreground) + len(slices.background):
+  settings = cohort.settings
+  held_out = _validation(cohort.slices(cohort.validation, view), settings)
+  slices = cohort.slices(cohort.training, view)
+  if not len(slices.all()):
     raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
-  key, example = (
-    jax.random.key(settings.seed),
-    slices.read(np.array([[0, 0]]))['stacks'],
-  )
-  state = loop.init_state(spec.network, optimiser, key, example)
-  state, figures = checkpoints.restore(folder, state)
-  _write_log(folder, figures)  # It may have been killed before.
-  for state, epoch in loop.train(  # noqa: B020, it goes on from `state`
-    state,
-    functools.partial(
-      pipeline.batch_at,
-      slices=slices,
-      batch_size=settings.batch_size,
-      foreground_share=settings.foreground_share,
-      seed=settings.seed,
-    ),
-    network=spec.network,
-    optimiser=optimiser,
-    class_weights=tuple(settings.class_weights),
-    epochs=settings.epochs,
-    steps_per_epoch=settings.steps_per_epoch,
-    validation=held_out,
-    on_devices=jax.devices(),
-    what=f'view {view}',
-    stop=stop,
-  ):
-    if epoch:
-      figures.append(dataclasses.asdict(epoch))
-      progress.say(
-        f'view {view}, epoch {epoch.epoch}/{settings.epochs}: loss {epoch.loss:.4f}, '
-        f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}'
-      )
-    with storing(folder):
-      checkpoints.keep(folder, state, figures)
-    _write_log(folder, figures)
-  if stop():
+  sampler = pipeline.Sampler(slices, sampling_of(settings))
+  rows, key = devices.my_rows(settings.batch_size), jax.random.key(settings.seed)
+  example = slices.read(slices.all()[:1])['stacks']
+  with checkpoints.keeping(folder) as keeper:
+    state, figures = keeper.last(loop.init_state(recipe, key, example))
+    state = devices.from_first(state)
+    figures = json.loads(devices.text_from_first(json.dumps(figures)))
+    watching.refresh(folder, view, figures)  # It may have been killed before.
+    course = loop.train(
+      state,
+      recipe,
+      lambda numbers: pipeline.read_ahead(
+        sampler,
+        numbers,
+        rows,
+        threads=settings.reading_threads,
+        batches=settings.batches_ahead,
+      ),
+      epochs=settings.epochs,
+      steps_per_epoch=settings.steps_per_epoch,
+      validation=held_out,
+      on_devices=jax.devices(),
+      what=f'view {view}',
+      stop=stop,
+    )
+    if _is_over(figures, settings):
+      return
+    for state, epoch, pace in course:
+      if epoch:
+        figures.append(dataclasses.asdict(epoch) | dataclasses.asdict(pace))
+        progress.say(_line(view, epoch, pace, settings.epochs))
+      keeper.keep(state, figures)
+      watching.refresh(folder, view, figures)
+      if _is_over(figures, settings):
+        return
+    keeper.wait()
     done, total = int(state.step), settings.epochs * settings.steps_per_epoch
     raise preemption.PreemptedError(
       f'stopped by SIGTERM: view {view}, step {done} of {total} is kept; the same '
       'command goes on from there'
     )
-  return state.variables, figures
 
 
-def _write_log(folder: Path, figures: Sequence[dict[str, float]]) -> None:
-  if not figures:
-    return
-  with whole(folder / 'metrics.jsonl') as aside:
-    aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
+def _is_over(figures: Sequence[dict[str, Any]], settings: ConfigDict) -> bool:
+  """Whether all epochs are done, or Dice has not improved for `patience` epochs."""
+  dice = [row['validation_dice'] for row in figures]
+  if len(dice) >= settings.epochs:
+    return True
+  if not settings.patience or not np.isfinite(dice).all() or not dice:
+    return False
+  return len(dice) - 1 - int(np.argmax(dice)) >= settings.patience
 
 
-def _validation(slices: pipeline.Slices, settings: ConfigDict) -> list[loop.Batch]:
-  """The same slices after every epoch: evenly spread over all that cross the lungs."""
-  every = np.concatenate([slices.foreground, slices.background])
+def _line(view: str, epoch: loop.Epoch, pace: loop.Pace, epochs: int) -> str:
+  return (
+    f'view {view}, epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, '
+    f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}, '
+    f'{pace.images_per_s:.3g} images/s, {pace.waiting_share:.0%} waiting for data'
+  )
+
+
+def _validation(slices: Slices, settings: ConfigDict) -> list[loop.Batch]:
+  """The same slices after every epoch: evenly spread over all there are to draw."""
+  every = slices.all()
   n = min(settings.validation_slices, len(every)) // settings.batch_size
   if not n:
     return []
   spread = np.linspace(0, len(every) - 1, n * settings.batch_size).astype(int)
-  return [slices.read(chosen) for chosen in np.split(every[spread], n)]
+  rows = devices.my_rows(settings.batch_size)
+  return [slices.read(chosen[list(rows)]) for chosen in np.split(every[spread], n)]

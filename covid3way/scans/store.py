@@ -84,12 +84,17 @@ def write_group(
     (aside / 'zarr.json').write_text(json.dumps(meta, indent=2))
 
 
-def open_group(path: Path, *, cache_bytes: int = 0) -> StoredScan:
+def cache(total_bytes: int) -> ts.Context:
+  """A place for decoded chunks, shared by all groups that are opened with it."""
+  return ts.Context({'cache_pool': {'total_bytes_limit': total_bytes}})
+
+
+def open_group(path: Path, *, chunks: ts.Context | None = None) -> StoredScan:
   """Opens one scan's group.
 
   Args:
     path: of the group.
-    cache_bytes: decoded chunks kept in memory, shared by this group's arrays.
+    chunks: `cache` of decoded chunks; without one nothing is kept.
 
   Raises:
     InputError: the path is no group of this store.
@@ -100,7 +105,7 @@ def open_group(path: Path, *, cache_bytes: int = 0) -> StoredScan:
     raise InputError(
       str(path), 'not a scan of the store', 'run the preprocess job again'
     ) from error
-  context = ts.Context({'cache_pool': {'total_bytes_limit': cache_bytes}})
+  context = chunks or cache(0)
   names = [n for n in _DTYPES if (path / n / 'zarr.json').exists()]
   volumes = {n: ts.open(_spec(path / n), context=context).result() for n in names}
   return StoredScan(path.name.removesuffix('.zarr'), volumes, attributes)
@@ -129,4 +134,6 @@ def _spec(path: Path) -> dict[str, Any]:
   return {
     'driver': 'zarr3',
     'kvstore': {'driver': 'file', 'path': str(path)},
+    # A group is never changed once it is there: what is cached holds.
+    'recheck_cached_data': 'open',
   }

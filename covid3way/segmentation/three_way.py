@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from covid3way import progress
+from covid3way.segmentation import aggregators
+from covid3way.segmentation.aggregators import Aggregator
+from covid3way.segmentation.model import Model
 from covid3way.training import views
-from covid3way.training.checkpoints import Model
 
 LEVELS = 255  # A probability p is kept as round(255 p), uint8.
 
@@ -60,14 +62,14 @@ def probability_map(
 
 
 def aggregate(
-  maps: Mapping[str, np.ndarray], lungs: np.ndarray, *, threshold: float
+  maps: Mapping[str, np.ndarray], lungs: np.ndarray, aggregator: Aggregator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Eq. (6) with g = sum > threshold, inside the lungs.
+  """Eq. (6), inside the lungs.
 
   Args:
     maps: uint8 (x, y, z) probability maps per view, 0 ... 255 for 0 ... 1.
     lungs: (x, y, z) lung mask.
-    threshold: of the sum of three probabilities, in (0, 3); the paper's is 2.
+    aggregator: g.
 
   Returns:
     probability: (x, y, z) float16, mean of the maps, in [0, 1]; 0 outside the lungs.
@@ -77,7 +79,5 @@ def aggregate(
   for each in maps.values():
     total += each
   total *= lungs > 0
-  # Fewer views than three (an ablation) answer to the same share of their sum.
-  cut = threshold / 3 * len(maps) * LEVELS
   probability = (total / np.float32(len(maps) * LEVELS)).astype(np.float16)
-  return probability, total > cut
+  return probability, aggregators.apply(aggregator, maps, lungs > 0)

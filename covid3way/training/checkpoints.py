@@ -1,176 +1,185 @@
-"""Checkpoints of a training, and the model directory that prediction reads.
+"""Checkpoints of a training (orbax): the last, to go on from, and the best.
 
-A model directory holds `model.json` (networks, standard space, slice offsets, target,
-versions, training figures) and one orbax checkpoint of weights per view.
+`step_<n>/` holds the whole state and the figures of every epoch so far. Writing goes on
+beside the training; a checkpoint appears whole or not at all.
 """
 
-import dataclasses
-import hashlib
-import json
+import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from covid3way.base import ModelError
-from covid3way.networks.unet import UNet
-from covid3way.scans.files import whole, write_json
-from covid3way.standard.space import StandardSpace
-from covid3way.training import views
+from covid3way.scans.files import storing
+from covid3way.training import devices
 
-FORMAT = 'covid3way-model-1'
+Figures = list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-  """All of a model but its weights.
+class Keeper:
+  """Keeps one training's checkpoints; only the first process of several writes any."""
 
-  Attributes:
-    target: what the networks find, `infection` or `lungs`.
-    space_shape: voxels of the standard space it was trained in.
-    offsets_mm: slices of a stack, relative to the central one.
-    features: channels per level of each U-Net.
-  """
-
-  target: str
-  space_shape: tuple[int, int, int]
-  offsets_mm: tuple[float, ...]
-  features: tuple[int, ...]
-
-  @property
-  def space(self) -> StandardSpace:
-    """The standard space the networks work in."""
-    return StandardSpace(self.space_shape)
-
-  @property
-  def network(self) -> UNet:
-    """The U-Net of each view."""
-    return UNet(features=self.features)
-
-  def offsets_voxels(self, view: str) -> tuple[int, ...]:
-    """Slice offsets along a view's normal axis."""
-    return views.offsets_voxels(self.offsets_mm, self.space.spacing_mm, view)
-
-  def template(self) -> Any:
-    """Shapes and types of one network's variables."""
-    side = self.network.stride
-    stacks = jnp.zeros((1, side, side, len(self.offsets_mm)))
-    return jax.eval_shape(
-      lambda: self.network.init(jax.random.key(0), stacks, train=False)
+  def __init__(self, folder: Path):
+    self._folder = folder
+    folder.mkdir(parents=True, exist_ok=True)
+    self._clean()  # A killed process may have left something.
+    best = policies.BestN(get_metric_fn=lambda m: m['validation_dice'], n=1)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
+      step_prefix='step',
+      create=False,
+      **_alone(),
     )
+    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+  def keep(self, state: Any, figures: Sequence[Mapping[str, Any]]) -> None:
+    """Begins to write a checkpoint; an error of the one before surfaces here.
+
+    Args:
+      state: with its `step`.
+      figures: of every epoch so far, JSON values; the last is the state's own when it
+        ends an epoch.
+
+    Raises:
+      StorageError: the disk refused a write.
+    """
+    step, state = int(state.step), jax.device_get(state)
+    own = figures[-1] if figures and figures[-1]['step'] == step else {}
+    with storing(self._folder):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
+          figures=ocp.args.JsonSave(list(figures)),
+        ),
+        metrics={'validation_dice': _known(own.get('validation_dice'))},
+      )
+
+  def last(self, state: Any) -> tuple[Any, Figures]:
+    """What was kept last; the given state when there is nothing."""
+    return self._restore(self._manager.latest_step(), state)
+
+  def _restore(self, step: int | None, state: Any) -> tuple[Any, Figures]:
+    if step is None:
+      return state, []
+    template = jax.tree.map(np.asarray, jax.device_get(state))
+    return _restore(self._manager, self._folder, step, template)
+
+  def wait(self) -> None:
+    """Waits until all is written.
+
+    Raises:
+      StorageError: the disk refused a write.
+    """
+    with storing(self._folder):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and ends the threads that write; of an error nothing half-written stays.
+
+    Raises:
+      StorageError: the disk refused a write.
+    """
+    try:
+      self.wait()
+      self._manager.close()
+    except Exception:
+      self._clean()
+      raise
+
+  def _clean(self) -> None:
+    for left in self._folder.glob('*orbax-checkpoint-tmp*'):
+      shutil.rmtree(left, ignore_errors=True)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-  """A model in memory.
+class _Silent:
+  """What the other processes keep: nothing."""
 
-  Attributes:
-    spec: of the networks.
-    variables: `params` and `batch_stats` per view.
-    sha256: of its `model.json`, which names the training it came from.
-  """
+  def keep(self, state, figures):
+    del state, figures
 
-  spec: ModelSpec
-  variables: Mapping[str, Any]
-  sha256: str
+  def last(self, state):
+    return state, []
 
+  def wait(self):
+    pass
 
-def versions() -> dict[str, str]:
-  """Versions of what computes, for provenance."""
-  return {name: metadata.version(name) for name in ('jax', 'flax', 'numpy', 'scipy')}
+  close = wait
 
 
-def keep(folder: Path, state: Any, figures: Sequence[Mapping[str, Any]]) -> None:
-  """Keeps a training, whole, and then no earlier state of it.
+@contextlib.contextmanager
+def keeping(folder: Path) -> Iterator[Keeper | _Silent]:
+  """A training's checkpoints, all written when the block ends.
 
   Args:
     folder: of the training.
-    state: with its `step`.
-    figures: of every epoch so far, JSON values.
   """
-  path = folder / f'step-{int(state.step)}'
-  with whole(path) as aside:
-    _save(aside / 'state', state)
-    (aside / 'figures.json').write_text(json.dumps(list(figures)))
-  for earlier in set(_kept(folder).values()) - {path}:
-    shutil.rmtree(earlier)
+  keeper = Keeper(folder) if devices.is_first() else _Silent()
+  try:
+    yield keeper
+  finally:
+    keeper.close()
 
 
-def restore(folder: Path, state: Any) -> tuple[Any, list[dict[str, Any]]]:
-  """What was kept last, state and figures; the given state when there is nothing."""
-  kept = _kept(folder)
-  if not kept:
-    return state, []
-  path = kept[max(kept)]
-  figures = json.loads((path / 'figures.json').read_text())
-  return _restore(path / 'state', state), figures
+def best(folder: Path) -> tuple[Any, Figures]:
+  """The variables to predict with, of the best validation Dice, and all figures.
 
-
-def _save(path: Path, tree: Any) -> None:
-  # Not asynchronous: an error has to surface here, where it can be told.
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    checkpointer.save(path.absolute(), args=ocp.args.StandardSave(tree))
-
-
-def _restore(path: Path, template: Any) -> Any:
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    return checkpointer.restore(
-      path.absolute(), args=ocp.args.StandardRestore(template)
-    )
-
-
-def _kept(folder: Path) -> dict[int, Path]:
-  return {int(p.name.removeprefix('step-')): p for p in folder.glob('step-*')}
-
-
-def write_model(
-  folder: Path, spec: ModelSpec, variables: Mapping[str, Any], figures: Any
-) -> None:
-  """Writes a model directory, whole.
+  Where nothing was validated, those kept last.
 
   Args:
-    folder: to write.
-    spec: of the model.
-    variables: `params` and `batch_stats` per view.
-    figures: what training gave per view, JSON values.
-  """
-  with whole(folder) as aside:
-    for view, tree in variables.items():
-      _save(aside / view, tree)
-    content = {
-      'format': FORMAT,
-      **dataclasses.asdict(spec),
-      'views': list(variables),
-      'training': figures,
-      'versions': versions(),
-    }
-    write_json(aside / 'model.json', content)
-
-
-def read_model(folder: Path) -> Model:
-  """Reads a model directory.
+    folder: of the training, which may go on meanwhile.
 
   Raises:
-    ModelError: it is absent, foreign, incomplete or damaged.
+    ModelError: nothing was kept there, or it is damaged.
   """
-  remedy = 'give --config.model a folder that the train or quickstart job wrote'
+  manager = ocp.CheckpointManager(
+    folder.absolute(),
+    options=ocp.CheckpointManagerOptions(
+      step_prefix='step', read_only=True, create=False, **_alone()
+    ),
+  )
+  steps = manager.all_steps()
+  if not steps:
+    raise ModelError(str(folder), 'no checkpoint of a training', 'run the train job')
+  _, figures = _restore(manager, folder, max(steps), None)
+  measured = {row['step']: row['validation_dice'] for row in figures}
+  chosen = max(steps, key=lambda s: (_known(measured.get(s)), s))
+  state, _ = _restore(manager, folder, chosen, None)
+  return state.get('averaged') or state['variables'], figures
+
+
+def _known(dice: float | None) -> float:
+  """A Dice to compare: below all others where none was measured."""
+  return -1.0 if dice is None or dice != dice else dice
+
+
+def _restore(manager, folder: Path, step: int, template: Any) -> tuple[Any, Figures]:
   try:
-    text = (folder / 'model.json').read_text()
-    content = json.loads(text)
-    if content['format'] != FORMAT:
-      raise ModelError(str(folder), f'format {content["format"]}', remedy)
-    spec = ModelSpec(
-      content['target'],
-      *(tuple(content[k]) for k in ('space_shape', 'offsets_mm', 'features')),
+    kept = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(template), figures=ocp.args.JsonRestore()
+      ),
     )
-    template = spec.template()
-    variables = {view: _restore(folder / view, template) for view in content['views']}
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    found = f'not a model directory, or a damaged one ({type(error).__name__})'
-    raise ModelError(str(folder), found, remedy) from error
-  return Model(spec, variables, hashlib.sha256(text.encode()).hexdigest())
+  except (ValueError, KeyError, OSError) as error:
+    path = folder / f'step_{step}'
+    raise ModelError(
+      str(path), f'a damaged checkpoint ({type(error).__name__})', 'remove it'
+    ) from error
+  return kept['state'], kept['figures']
+
+
+def _alone() -> dict[str, Any]:
+  """Options of a manager that waits for no other process."""
+  own = jax.process_index()
+  return {
+    'multiprocessing_options': ocp.options.MultiprocessingOptions(
+      primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'only-{own}'
+    )
+  }

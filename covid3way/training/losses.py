@@ -1,4 +1,4 @@
-"""Cross-entropy plus Dice, over the pixels that count.
+"""Losses, over the pixels that count; `config.training.loss` names one of them.
 
 Logits are (b, h, w, c), labels (b, h, w) int, weights (b, h, w) bool: where the loss is
 counted. For infection that is the lungs: the mask ends there, so a network need not
@@ -42,14 +42,13 @@ def soft_dice(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.A
   return (2 * overlap + 1) / (size + 1)
 
 
-def loss(
+def cross_entropy_and_dice(
   logits: jax.Array,
   labels: jax.Array,
   weights: jax.Array,
   *,
   class_weights: Sequence[float],
-) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy + (1 - Dice), and that Dice."""
-  dice = soft_dice(logits, labels, weights)
+) -> jax.Array:
+  """Cross-entropy + (1 - Dice)."""
   entropy = cross_entropy(logits, labels, weights, class_weights=class_weights)
-  return entropy + 1 - dice, dice
+  return entropy + 1 - soft_dice(logits, labels, weights)

@@ -1,133 +1,145 @@
-"""Batches of slice stacks of one view, drawn from stored scans."""
+"""Batches of slice stacks: drawn by number, read ahead of the training (grain).
 
-from collections.abc import Sequence
+A batch depends on its number and the seed alone: the number of the step that a training
+has reached is all the state its input has.
 
+A cube of the store holds 64 slices of each view, and decoding it costs far more than
+copying one out of it. So a batch is drawn from a few open slabs (a layer of cubes of
+one scan): each lane of the batch stays for `stacks_per_slab` stacks on one slab before
+it goes to the next, drawn anew among all scans. Lanes change at different times, and
+belong to one host each: no cube is decoded twice as long as the open slabs fit into the
+store's cache. Over many batches every slice is as likely as if it were drawn alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import grain
 import numpy as np
 
-from covid3way.scans.store import StoredScan
-from covid3way.training import views
+from covid3way.training.slices import Candidates, Slices, slab_of
 
 
-class Slices:
-  """The slices of a view in some scans: which are worth drawing, and how to read them.
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How batches are drawn.
 
   Attributes:
-    foreground: (n, 2) scan and slice numbers that hold target voxels.
-    background: (n, 2) the other slices that cross the lungs.
+    batch_size: slice stacks per batch, on all hosts together, b.
+    foreground_share: expected share of a scan's stacks with target in the centre.
+    simulated_ratio: expected simulated stacks per real one, where there are any.
+    open_slabs: slabs drawn from at a time; divides `batch_size`.
+    stacks_per_slab: drawn from a slab before the next is opened.
+    seed: of all draws.
   """
 
-  def __init__(
-    self,
-    scans: Sequence[StoredScan],
-    *,
-    view: str,
-    target: str,
-    region: str,
-    offsets: Sequence[int],
-    window: tuple[slice, slice, slice],
-  ):
-    self._scans, self._offsets, self._window = scans, offsets, window
-    self._target, self._region = target, region
-    self._view, self._axis = view, views.NORMAL_AXIS[view]
-    others = tuple(a for a in range(3) if a != self._axis)
-    foreground, background = [], []
-    for number, scan in enumerate(scans):
-      lungs, wanted = (
-        (scan.volumes[name][window].read().result() > 0).any(axis=others)
-        for name in ('lungs', target)
-      )
-      first = window[self._axis].start
-      foreground += [(number, first + i) for i in np.flatnonzero(wanted)]
-      background += [(number, first + i) for i in np.flatnonzero(lungs & ~wanted)]
-    self.foreground = np.array(foreground).reshape(-1, 2)
-    self.background = np.array(background).reshape(-1, 2)
+  batch_size: int
+  foreground_share: float
+  simulated_ratio: float
+  open_slabs: int
+  stacks_per_slab: int
+  seed: int
 
-  def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """(b, 2) scan and slice numbers -> `stacks`, `labels` and `weights`.
+  @property
+  def batches_per_slab(self) -> int:
+    """How many batches a slab stays open."""
+    return max(1, self.stacks_per_slab * self.open_slabs // self.batch_size)
 
-    See `batch_at` for their shapes.
+
+class Sampler:
+  """Draws slices of given scans."""
+
+  def __init__(self, slices: Slices, sampling: Sampling):
+    self._slices, self._sampling = slices, sampling
+    self._slabs = [
+      _slabs(each, sampling.foreground_share) for each in slices.candidates
+    ]
+    kinds = [[], []]
+    for number, scan in enumerate(slices.scans):
+      if self._slabs[number]:
+        kinds['simulated' in scan.attributes].append(number)
+    self._real, self._simulated = kinds
+    self._visit = functools.lru_cache(maxsize=4096)(self._draw_slab)
+
+  def draw(self, number: int, rows: range) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a batch.
+
+    Args:
+      number: of the batch.
+      rows: of it, which is what one host needs.
+
+    Returns:
+      (r, 2) scan and slice numbers, and (r,) uint32 seeds of what else is random.
     """
-    wanted = [self._request(number, index) for number, index in chosen]
-    # All reads are in flight before the first is waited for.
-    stacks = [np.stack([f.result() for f in stack], axis=-1) for stack, _, _ in wanted]
-    labels = [label.result() > 0 for _, label, _ in wanted]
-    if self._region == 'all':
-      weights = np.ones_like(labels)
-    else:
-      weights = [lungs.result() > 0 for _, _, lungs in wanted]
-    return {
-      'stacks': np.stack(stacks).astype(np.float32),
-      'labels': np.stack(labels).astype(np.int32),
-      'weights': np.stack(weights),
-    }
+    how, chosen, seeds = self._sampling, [], []
+    for row in rows:
+      lane = row * how.open_slabs // how.batch_size
+      stagger = lane * how.batches_per_slab // how.open_slabs
+      scan, slab = self._visit(lane, (number + stagger) // how.batches_per_slab)
+      rng = np.random.default_rng((how.seed, 1, number, row))
+      indices, chances = self._slabs[scan][slab]
+      chosen.append((scan, rng.choice(indices, p=chances / chances.sum())))
+      seeds.append(rng.integers(2**32, dtype=np.uint32))
+    return np.array(chosen), np.array(seeds)
 
-  def _request(self, number: int, index: int):
-    volumes = self._scans[number].volumes
-    n = volumes['signal'].shape[self._axis]
-    indices = views.stack_indices([index], self._offsets, n)[0]
-    return (
-      [self._plane(volumes['signal'], i).read() for i in indices],
-      self._plane(volumes[self._target], index).read(),
-      self._plane(volumes['lungs'], index).read(),
-    )
+  def _draw_slab(self, lane: int, visit: int) -> tuple[int, int]:
+    """A scan, all of its kind equally likely, and one of its slabs.
 
-  def _plane(self, volume, index: int):
-    where = list(self._window)
-    where[self._axis] = int(index)
-    return volume[tuple(where)]
+    Drawn among all slices, the few severe scans would leave the early ones unseen.
+    """
+    rng = np.random.default_rng((self._sampling.seed, 0, lane, visit))
+    ratio = self._sampling.simulated_ratio
+    simulated = rng.random() < ratio / (1 + ratio)
+    first, other = self._real, self._simulated
+    scan = int(rng.choice((other or first) if simulated else (first or other)))
+    slabs = self._slabs[scan]
+    chances = [chances.sum() for _, chances in slabs.values()]
+    return scan, int(rng.choice(list(slabs), p=np.array(chances) / sum(chances)))
+
+  def batch(self, number: int, rows: range) -> dict[str, np.ndarray]:
+    """Those rows of a batch, read: see `Slices.read`; and their `seeds` (r,) uint32."""
+    chosen, seeds = self.draw(number, rows)
+    return self._slices.read(chosen) | {'seeds': seeds}
 
 
-def batch_at(
-  number: int,
-  slices: Slices,
-  *,
-  batch_size: int,
-  foreground_share: float,
-  seed: int,
-) -> dict[str, np.ndarray]:
-  """A training batch by its number; slices flipped at random.
+def _slabs(
+  candidates: Candidates, foreground_share: float
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+  """Slab number -> its slices and how likely each is to be drawn."""
+  kinds = [(candidates.foreground, foreground_share)]
+  kinds += [(candidates.background, 1 - foreground_share)]
+  present = [(indices, share) for indices, share in kinds if len(indices)]
+  if sum(share for _, share in present) == 0:  # Nothing of the only wanted kind.
+    present = [(indices, 1.0) for indices, _ in present]
+  indices = np.concatenate([i for i, _ in present] or [np.empty(0, int)])
+  chances = np.concatenate([np.full(len(i), s / len(i)) for i, s in present] or [[]])
+  slabs = slab_of(indices)
+  return {
+    int(slab): (indices[slabs == slab], chances[slabs == slab])
+    for slab in np.unique(slabs[chances > 0])
+  }
 
-  It depends on number and seed alone, so whoever knows how many batches a training has
-  seen can go on with the next.
+
+def read_ahead(
+  sampler: Sampler, numbers: range, rows: range, *, threads: int, batches: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The given batches in order, read by threads while others are trained on.
 
   Args:
-    number: of the batch.
-    slices: to draw from, with replacement.
-    batch_size: slice stacks per batch, b.
-    foreground_share: expected share of stacks whose central slice holds target.
-    seed: of the draws.
+    sampler: of the batches.
+    numbers: of the batches, consecutive.
+    rows: of each, which is what this host needs.
+    threads: that read.
+    batches: that are read ahead at most.
 
-  Returns:
-    `stacks` (b, h, w, d) float32, window units, `labels` (b, h, w) int32 and `weights`
-    (b, h, w) bool, where the loss is counted.
+  Raises:
+    DamagedFileError: a scan cannot be read; it is named.
   """
-  rng = np.random.default_rng((seed, number))
-  wanted = rng.random(batch_size) < foreground_share
-  chosen = [_draw(slices, foreground, rng) for foreground in wanted]
-  return _flip(slices.read(np.array(chosen)), rng)
-
-
-def _draw(slices: Slices, foreground: bool, rng: np.random.Generator) -> np.ndarray:
-  """A scan, all equally likely, then one of its slices of the wanted kind.
-
-  Drawn among all slices, the few severe scans would leave the early ones unseen.
-  """
-  kinds = (slices.foreground, slices.background)
-  candidates = next(k for k in (kinds if foreground else kinds[::-1]) if len(k))
-  scan = rng.choice(np.unique(candidates[:, 0]))
-  return rng.choice(candidates[candidates[:, 0] == scan])
-
-
-def _flip(
-  batch: dict[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-  """Flips each stack, with its label, along either side and through its depth.
-
-  The offsets are symmetric, so a stack read backwards is a mirrored patient.
-  """
-  for i in range(len(batch['labels'])):
-    h, w, d = (int(step) for step in rng.choice([-1, 1], 3))
-    batch['stacks'][i] = batch['stacks'][i, ::h, ::w, ::d]
-    for name in ('labels', 'weights'):
-      batch[name][i] = batch[name][i, ::h, ::w]
-  return batch
+  dataset = grain.MapDataset.range(numbers.start, numbers.stop)
+  dataset = dataset.map(functools.partial(sampler.batch, rows=rows))
+  return iter(
+    dataset.to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batches)
+    )
+  )

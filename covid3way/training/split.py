@@ -9,7 +9,12 @@ from covid3way.scans.store import StoredScan
 
 
 def split(
-  scans: Sequence[StoredScan], *, validation_share: float, simulated: bool, seed: int
+  scans: Sequence[StoredScan],
+  *,
+  validation_share: float,
+  fold: tuple[int, int] | None = None,
+  simulated: bool,
+  seed: int,
 ) -> tuple[list[StoredScan], list[StoredScan]]:
   """Training and validation scans: no patient, real or simulated, is on both sides.
 
@@ -18,7 +23,9 @@ def split(
 
   Args:
     scans: of a store.
-    validation_share: of the patients.
+    validation_share: of the patients, unless folds are given.
+    fold: which of how many folds validates, (0, 5) the first of five: every patient
+      does so in one of them.
     simulated: whether simulated scans are trained on.
     seed: of the draw.
 
@@ -30,11 +37,12 @@ def split(
   real = [s for s in scans if 'simulated' not in s.attributes]
   patients = sorted({s.attributes['patient_id'] for s in real})
   order = np.random.default_rng(seed).permutation(len(patients))
-  held_out = {patients[i] for i in order[: round(validation_share * len(patients))]}
+  n = round(validation_share * len(patients))
+  held_out = {patients[i] for i in (order[fold[0] :: fold[1]] if fold else order[:n])}
   if len(held_out) == len(patients):
     raise ConfigError(
       'config.training.validation_share',
-      f'{validation_share} of {len(patients)} patients leaves none to train',
+      f'{len(held_out)} of {len(patients)} patients validate: none is left to train',
       'lower it or add patients',
     )
   usable = scans if simulated else real

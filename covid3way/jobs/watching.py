@@ -1,0 +1,48 @@
+"""What a running training shows: a log, a picture, TensorBoard if it is installed."""
+
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covid3way.evaluation.figures import training_curves
+from covid3way.scans.files import whole
+from covid3way.training import devices
+
+
+def refresh(folder: Path, view: str, figures: Sequence[Mapping[str, Any]]) -> None:
+  """Writes `metrics.jsonl` and `progress.png` anew, whole, and the TensorBoard events.
+
+  Args:
+    folder: of one view's training.
+    view: that is trained.
+    figures: of every epoch so far.
+  """
+  if not figures or not devices.is_first():
+    return
+  with whole(folder / 'metrics.jsonl') as aside:
+    aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
+  with whole(folder / 'progress.png') as aside:
+    training_curves(aside, {view: figures})
+  _tensorboard(folder / 'tensorboard', figures)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+  """What the log says, epoch by epoch."""
+  text = (folder / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def _tensorboard(folder: Path, figures: Sequence[Mapping[str, Any]]) -> None:
+  """All events in one file, made anew: as short as the log, and never out of step."""
+  try:
+    writer = importlib.import_module('tensorboardX').SummaryWriter
+  except ImportError:
+    return
+  with whole(folder) as aside, writer(str(aside)) as events:
+    for row in figures:
+      for name, value in row.items():
+        if name not in ('epoch', 'step') and math.isfinite(value):
+          events.add_scalar(name, value, row['step'])

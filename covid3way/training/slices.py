@@ -1,0 +1,135 @@
+"""The slices of one view in stored scans: which there are, and how to read them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from covid3way.base import DamagedFileError
+from covid3way.scans.store import CHUNK_VOXELS, StoredScan
+from covid3way.training import views
+
+TIMEOUT_S = 600.0  # A disk that has not answered by then will not.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidates:
+  """Slices of one scan that are worth drawing.
+
+  Attributes:
+    foreground: (f,) numbers of slices that hold target voxels.
+    background: (g,) the others that cross the region where the loss is counted.
+  """
+
+  foreground: np.ndarray
+  background: np.ndarray
+
+
+class Slices:
+  """The slices of a view in some scans.
+
+  Attributes:
+    scans: of which they are.
+    candidates: per scan, which slices to draw from.
+  """
+
+  def __init__(
+    self,
+    scans: Sequence[StoredScan],
+    *,
+    view: str,
+    target: str,
+    region: str,
+    offsets: Sequence[int],
+    window: tuple[slice, slice, slice],
+  ):
+    self.scans, self._offsets, self._window = scans, offsets, window
+    self._target, self._region = target, region
+    self._axis = views.NORMAL_AXIS[view]
+    self.candidates = [self._candidates(scan) for scan in scans]
+
+  def _candidates(self, scan: StoredScan) -> Candidates:
+    others = tuple(a for a in range(3) if a != self._axis)
+    with _naming(scan):
+      lungs, wanted = (
+        (scan.volumes[name][self._window].read().result(TIMEOUT_S) > 0).any(axis=others)
+        for name in ('lungs', self._target)
+      )
+    counted = lungs if self._region == 'lungs' else np.ones_like(lungs)
+    first = self._window[self._axis].start
+    return Candidates(
+      first + np.flatnonzero(wanted), first + np.flatnonzero(counted & ~wanted)
+    )
+
+  def all(self) -> np.ndarray:
+    """(n, 2) scan and slice numbers of all candidates, foreground first."""
+    pairs = [
+      (number, index)
+      for kind in ('foreground', 'background')
+      for number, each in enumerate(self.candidates)
+      for index in getattr(each, kind)
+    ]
+    return np.array(pairs, int).reshape(-1, 2)
+
+  def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Reads slice stacks and what belongs to their central slices.
+
+    Args:
+      chosen: (b, 2) scan and slice numbers.
+
+    Returns:
+      `stacks` (b, h, w, d) float16, window units; `labels` (b, h, w) bool, the target;
+      `weights` (b, h, w) bool, where the loss is counted.
+
+    Raises:
+      DamagedFileError: a scan cannot be read; it is named.
+    """
+    # All reads are in flight before the first is waited for.
+    requests = [self._request(number, index) for number, index in chosen]
+    stacks, labels, weights = [], [], []
+    for (number, _), (signal, target, lungs) in zip(chosen, requests, strict=True):
+      with _naming(self.scans[number]):
+        stacks.append(np.moveaxis(signal.result(TIMEOUT_S), self._axis, -1))
+        labels.append(target.result(TIMEOUT_S) > 0)
+        inside = lungs.result(TIMEOUT_S) > 0
+      weights.append(inside if self._region == 'lungs' else np.ones_like(inside))
+    return {
+      'stacks': np.stack(stacks),
+      'labels': np.stack(labels),
+      'weights': np.stack(weights),
+    }
+
+  def _request(self, number: int, index: int):
+    volumes = self.scans[number].volumes
+    n = volumes['signal'].shape[self._axis]
+    indices = views.stack_indices([index], self._offsets, n)[0]
+    with _naming(self.scans[number]):
+      return (
+        self._part(volumes['signal'], indices).read(),
+        self._part(volumes[self._target], int(index)).read(),
+        self._part(volumes['lungs'], int(index)).read(),
+      )
+
+  def _part(self, volume, index):
+    where = list(self._window)
+    where[self._axis] = index
+    return volume[tuple(where)]
+
+
+@contextlib.contextmanager
+def _naming(scan: StoredScan) -> Iterator[None]:
+  """Says which scan it was that could not be read."""
+  try:
+    yield
+  except Exception as error:
+    raise DamagedFileError(
+      scan.scan_id,
+      f'cannot be read from the store ({type(error).__name__})',
+      'remove its group and preprocess again',
+    ) from error
+
+
+def slab_of(index: np.ndarray) -> np.ndarray:
+  """Number of the layer of cubes that a slice lies in."""
+  return index // CHUNK_VOXELS

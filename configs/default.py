@@ -110,6 +110,9 @@ def get_config() -> ConfigDict:
   config.training.batch_size = 64  # On all devices of all hosts together.
   config.training.foreground_share = 0.7  # Of stacks, with target in their centre.
   config.training.simulated_ratio = 2.0  # Simulated stacks per real one; 0: none.
+  # Every so many epochs the simulator makes other scans in place of the stored ones, as
+  # the augment job beside the store would with another seed; 0: the stored ones stay.
+  config.training.renew_epochs = 0
   # Layers of 64 slices drawn from at a time, and stacks drawn from one before the next
   # is opened. At 512 voxels a side an open one takes up to 0.2 GiB of the cache.
   config.training.open_slabs = 16
@@ -124,12 +127,14 @@ def get_config() -> ConfigDict:
   config.training.distortion.rotation_degrees = 10.0  # At most, either way.
   config.training.distortion.zoom = 0.0  # Largest |log| of the change of size.
   config.training.distortion.elastic_mm = 0.0  # SD of a smooth displacement ...
-  config.training.distortion.elastic_scale_mm = 40.0  # ... that varies over this.
+  config.training.distortion.elastic_nodes = 7  # ... drawn at so many a side.
   config.training.distortion.gain = 0.0  # SD of a factor of the signal around 1.
   config.training.distortion.shift = 0.0  # SD of an offset, window units.
   config.training.distortion.noise = 0.0  # SD of white noise, window units.
 
-  # Optimisation. Functions are named, package.module.NAME; a study may give its own.
+  # Optimisation. Functions are named, package.module.NAME; a study may give its own:
+  # a loss of (logits, labels, weights, *, class_weights), an optimiser of a schedule, a
+  # schedule of (learning_rate, steps, warmup_steps).
   config.training.epochs = 30
   config.training.steps_per_epoch = 1000
   config.training.loss = 'covid3way.training.losses.cross_entropy_and_dice'
@@ -165,6 +170,7 @@ def get_config() -> ConfigDict:
   )
   config.benchmark.transitions = 200
   config.benchmark.repeats = 3  # Warm runs, whose median counts.
+  config.benchmark.steps = 30  # Of a training, measured after as many to warm up.
 
   # Quickstart.
   config.held_out_patients = 4  # Predicted, never trained on.

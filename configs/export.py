@@ -1,4 +1,4 @@
-"""Writes the model directory of a training anew, or of one that still goes on.
+"""Writes the model directory of a training anew.
 
   python -m covid3way.main --config=configs/export.py --workdir=runs/model
 

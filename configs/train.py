@@ -6,10 +6,11 @@
 The defaults are meant for accelerators and were not timed; the quickstart's diff trains
 on 2 cores in minutes.
 
-Writes `model/` and, per view, `training/<view>/metrics.jsonl` and its last checkpoint,
-from which the same command goes on after an interruption. SIGTERM is answered by a
-checkpoint of the step reached (at an epoch's end once it is validated), one line and
-exit code 0.
+Writes, per view, `training/<view>/` with its best and last checkpoint, `metrics.jsonl`,
+`progress.png` and TensorBoard events; then `model/` and `aggregators.csv`, the table of
+the ways to join the views. After an interruption the same command goes on from the last
+checkpoint. SIGTERM is answered by a checkpoint of the step reached (at an epoch's end
+once it is validated), one line and exit code 0.
 """
 
 from configs import default

@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   try:
     options = {}
-    if _DISTRIBUTED.value or _COORDINATOR.value:
+    if _joins():
       _join(config.job)
     if _SHARD.value is not None:
       options['shard'] = Shard.parse(_SHARD.value)
@@ -88,10 +88,34 @@ def main(_: list[str]) -> None:
     if _DEBUG.value:
       traceback.print_exc()
     end(str(error), code=1 if isinstance(error, SomeFailedError) else 2)
+  except Exception as error:
+    if not _joins():
+      raise
+    # A plain exit would wait for the other processes, which wait for this one.
+    traceback.print_exc()
+    end(f'{type(error).__name__} in one of several processes', code=1)
+
+
+def _joins() -> bool:
+  """Whether this process is to be one of several.
+
+  Raises:
+    ConfigError: only some of the flags that say so are given.
+  """
+  given = [_COORDINATOR.value, _PROCESSES.value, _PROCESS.value]
+  if len({value is None for value in given}) > 1:
+    raise ConfigError(
+      'command line',
+      'only some of --coordinator_address, --num_processes, --process_id',
+      'give all three, or --distributed under srun',
+    )
+  return _DISTRIBUTED.value or given[0] is not None
 
 
 def _join(job: str) -> None:
   """Makes this process one of several that do one training."""
+  import jax
+
   from covid3way import progress
   from covid3way.training import devices
 
@@ -101,7 +125,7 @@ def _join(job: str) -> None:
     )
   devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if not devices.is_first():
-    progress.be_quiet()
+    progress.be_quiet(f'process {jax.process_index()}')
 
 
 def end(message: str, *, code: int = 2) -> None:

@@ -12,18 +12,22 @@ import tqdm
 Item = TypeVar('Item')
 
 HEARTBEAT_S = 60.0
-_quiet = False
+_quiet = ''
 
 
-def be_quiet() -> None:
-  """Says nothing any more: another process says the same."""
+def be_quiet(name: str) -> None:
+  """Says nothing any more, as another process says the same, but for heartbeats.
+
+  Args:
+    name: of this process, for those.
+  """
   global _quiet
-  _quiet = True
+  _quiet = name
 
 
 def track(items: Sequence[Item], *, what: str) -> Iterator[Item]:
   """Yields the items, showing on a terminal how many are done and for how long."""
-  return iter(tqdm.tqdm(items, desc=what, leave=False, disable=_quiet or None))
+  return iter(tqdm.tqdm(items, desc=what, leave=False, disable=bool(_quiet) or None))
 
 
 def say(message: str) -> None:
@@ -36,7 +40,7 @@ class Doing:
   """What a long work is at, and since when."""
 
   def __init__(self, what: str):
-    self._what, self._now = what, ('starting', time.monotonic())
+    self.what, self._now = what, ('starting', time.monotonic())
 
   def is_(self, now: str) -> None:
     """Notes what is done from here on."""
@@ -44,7 +48,7 @@ class Doing:
 
   def __str__(self) -> str:
     now, since = self._now
-    return f'{self._what}, {now} for {time.monotonic() - since:.0f} s'
+    return f'{self.what}, {now} for {time.monotonic() - since:.0f} s'
 
 
 @contextlib.contextmanager
@@ -59,7 +63,8 @@ def beating(what: str, *, every_s: float = HEARTBEAT_S) -> Iterator[Doing]:
 
   def beat():
     while not over.wait(every_s):
-      say(str(doing))
+      name = f'{_quiet}: ' if _quiet else ''
+      tqdm.tqdm.write(f'{name}{doing}', file=sys.stderr)
 
   thread = threading.Thread(target=beat, daemon=True)
   thread.start()

@@ -1,7 +1,6 @@
 """Distortion of slice stacks: known answers, then label and stack together."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,12 +10,12 @@ from jax.scipy.ndimage import map_coordinates
 from covid3way.training import distort as distorting
 from covid3way.training.distort import Distortion, distort
 
-STILL = Distortion(False, *[0.0] * 7)
+STILL = Distortion(False, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
 SHAPE = (24, 20)
 
 
 def only(**options):
-  return dataclasses.replace(STILL, elastic_scale_mm=10.0, **options)
+  return dataclasses.replace(STILL, elastic_nodes=3, **options)
 
 
 def stack_of(rng):
@@ -25,9 +24,9 @@ def stack_of(rng):
 
 def apply(how, seed, stack, label, weight=None, pixel_mm=(1.0, 1.0)):
   weight = np.ones_like(label) if weight is None else weight
-  done = jax.jit(
-    functools.partial(distort, how=how, pixel_mm=pixel_mm), static_argnames=()
-  )(jax.random.key(seed), stack, label, weight)
+  done = jax.jit(distort, static_argnums=4)(
+    jax.random.key(seed), stack, label, weight, how, np.array(pixel_mm)
+  )
   return [np.asarray(each) for each in done]
 
 

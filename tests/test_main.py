@@ -247,6 +247,16 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
     ('precision', 'float16', 'use one of float32, bfloat16'),
     ('loss', 'losses.none', "loss: 'losses.none'"),
     ('weight_decay', 0.1, 'an optimiser that decays weights'),
+    ('fold', '0/9', 'fold: 9 folds of 2 patients'),
+    ('views', ('xy', 'zy'), 'use one or more of xy, yz, xz, each once'),
+    ('views', (), 'use one or more of'),
+    ('offsets_mm', (-5.0, -2.0, 0.0), 'offsets that are symmetric'),
+    ('class_weights', (1.0,), 'give two'),
+    ('warmup_steps', 6, 'use fewer than 6'),
+    ('parts', 0, 'parts: 0; use 1 or more'),
+    ('ema_decay', -0.1, 'ema_decay: -0.1; use 0 to 1'),
+    ('validation_share', -0.5, 'validation_share: -0.5; use 0 to 1'),
+    ('schedule', 'optax.cosine_decay_schedule', 'learning_rate, steps and warmup_steps'),
   ):
     wrong = config.copy_and_resolve_references()
     wrong.training[field] = value

@@ -52,7 +52,13 @@ def scans(folder):
 
 def slices(scans, view='xy', *, offsets=(-2, 0, 2), region='lungs', window=WHOLE):
   return Slices(
-    scans, view=view, target='infection', region=region, offsets=offsets, window=window
+    scans,
+    view=view,
+    target='infection',
+    region=region,
+    offsets=offsets,
+    window=window,
+    spacing_mm=(0.5, 1.0, 2.0),
   )
 
 
@@ -71,6 +77,14 @@ def test_stacks_labels_and_weights_are_the_stored_planes(scans, view):
     np.testing.assert_array_equal(
       got['weights'][b], volumes['lungs'].take(index, axis=axis)
     )
+
+
+@pytest.mark.parametrize(
+  ('view', 'mm'), [('xy', (0.5, 1.0)), ('yz', (1.0, 2.0)), ('xz', (0.5, 2.0))]
+)
+def test_pixels_have_the_size_of_their_view(scans, view, mm):
+  got = slices(scans, view).read(np.array([[0, 6], [1, 9]]))
+  assert got['pixels_mm'].tolist() == [list(mm)] * 2
 
 
 def test_a_stack_beyond_the_end_repeats_the_last_slice(scans):

@@ -23,8 +23,11 @@ def test_a_quick_block_says_nothing(capsys):
 
 
 def test_a_process_that_is_not_the_first_is_quiet(capsys, monkeypatch):
-  monkeypatch.setattr(progress, '_quiet', False)
+  monkeypatch.setattr(progress, '_quiet', '')
   progress.say('aloud')
-  progress.be_quiet()
+  progress.be_quiet('process 3')
   progress.say('not')
   assert capsys.readouterr().err == 'aloud\n'
+  with progress.beating('view xy', every_s=0.05):
+    time.sleep(0.2)
+  assert 'process 3: view xy, starting for 0 s\n' in capsys.readouterr().err

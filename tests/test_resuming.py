@@ -1,5 +1,6 @@
 """A training that is killed or told to stop ends as if it had not been."""
 
+import functools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import finish, start_program
 
@@ -18,7 +20,8 @@ from covid3way.segmentation.model import read_model
 STEPS, EPOCHS = 5, 3
 
 
-def start(workdir, quickstart):
+def start(workdir, quickstart, *flags, devices=1):
+  count = f'--xla_force_host_platform_device_count={devices}'
   return start_program(
     '--config=configs/train.py:smoke',
     f'--workdir={workdir}',
@@ -27,7 +30,9 @@ def start(workdir, quickstart):
     f'--config.training.epochs={EPOCHS}',
     "--config.training.views=('xy',)",
     '--config.training.ema_decay=0.9',
-    env=os.environ | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'},
+    *flags,
+    env=os.environ
+    | {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', 'XLA_FLAGS': count},
   )
 
 
@@ -46,11 +51,20 @@ def log_of(workdir):
   return [{k: v for k, v in row.items() if k not in pace} for row in rows]
 
 
+def state_of(workdir, step):
+  path = workdir / 'training' / 'xy' / f'step_{step}' / 'state'
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(path)
+
+
 def assert_same(workdir, undisturbed):
   """Weights bit for bit, the log, and so the model directory."""
   one, other = (read_model(folder / 'model') for folder in (workdir, undisturbed))
   jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
   assert one.sha256 == other.sha256
+  # The model is of the best epoch; the last shows what all of them have done.
+  last, wanted = (state_of(folder, STEPS * EPOCHS) for folder in (workdir, undisturbed))
+  jax.tree.map(np.testing.assert_array_equal, last, wanted)
   assert log_of(workdir) == log_of(undisturbed)
   assert len(log_of(workdir)) == EPOCHS
 
@@ -135,3 +149,28 @@ def test_sigterm_keeps_the_step_reached_and_says_how_to_go_on(
   assert len(log_of(tmp_path)) == step // STEPS
   finish(start(tmp_path, quickstart))
   assert_same(tmp_path, undisturbed)
+
+
+# A step in proportion to the gradient: Adam would blow up the last digit of a tiny one.
+SGD = ('--config.training.optimiser=optax.sgd', '--config.training.learning_rate=0.01')
+
+
+def test_four_devices_train_as_one_does_and_may_become_one_on_the_way(
+  quickstart, tmp_path
+):
+  one, four, fewer = (tmp_path / name for name in ('one', 'four', 'fewer'))
+  finish(
+    start(one, quickstart, *SGD),
+    start(four, quickstart, *SGD, devices=4),
+  )
+  process = start(fewer, quickstart, *SGD, devices=4)
+  assert wait(process, lambda: kept(fewer)[0])
+  kill(process)
+  assert max(kept(fewer)[0]) < STEPS * EPOCHS
+  finish(start(fewer, quickstart, *SGD))
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+  wanted = state_of(one, STEPS * EPOCHS)
+  for other in (four, fewer):
+    jax.tree.map(close, state_of(other, STEPS * EPOCHS), wanted)
+    variables = read_model(other / 'model').variables
+    jax.tree.map(close, variables, read_model(one / 'model').variables)

@@ -106,7 +106,7 @@ def test_the_same_seed_holds_out_the_same_patients_in_any_order():
 
 
 def test_someone_must_be_left_to_train_on():
-  with pytest.raises(ConfigError, match='none to train'):
+  with pytest.raises(ConfigError, match='none is left to train'):
     split([A, B], validation_share=1.0, simulated=True, seed=0)
 
 

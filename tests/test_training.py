@@ -15,6 +15,7 @@ import optax
 import pytest
 from conftest import CACHE, ROOT, finish
 
+from covid3way import progress
 from covid3way.base import ConfigError, ModelError, TrainingError
 from covid3way.networks.unet import UNet
 from covid3way.training import (
@@ -25,6 +26,7 @@ from covid3way.training import (
   optimisers,
   views,
 )
+from covid3way.training import step as steps
 from covid3way.training.distort import Distortion
 
 
@@ -134,7 +136,7 @@ def test_a_batch_that_does_not_divide_is_refused():
     devices._share({'stacks': np.zeros((6, 2))}, 4)
 
 
-STILL = Distortion(False, *[0.0] * 7)
+STILL = Distortion(False, 0.0, 0.0, 0.0, 0, 0.0, 0.0, 0.0)
 
 
 def recipe(**options):
@@ -153,9 +155,8 @@ def recipe(**options):
     'loss': losses.cross_entropy_and_dice,
     'class_weights': (1, 1),
     'distortion': STILL,
-    'pixel_mm': (1.0, 1.0),
   }
-  return loop.Recipe(**known | options)
+  return steps.Recipe(**known | options)
 
 
 PLAIN = recipe()
@@ -170,14 +171,15 @@ def batch_at(number):
     'labels': labels,
     'weights': np.ones(labels.shape, bool),
     'seeds': np.arange(4, dtype=np.uint32) + 4 * number,
+    'pixels_mm': np.ones((4, 2), np.float32),
   }
 
 
-VALIDATION = [{k: v for k, v in batch_at(999).items() if k != 'seeds'}]
+VALIDATION = [batch_at(999)]
 
 
 def fresh(how=PLAIN):
-  return loop.init_state(how, jax.random.key(0), batch_at(0)['stacks'])
+  return steps.init_state(how, jax.random.key(0), 3)
 
 
 def train(state, how=PLAIN, batch_at=batch_at, **options):
@@ -190,7 +192,7 @@ def train(state, how=PLAIN, batch_at=batch_at, **options):
       lambda numbers: map(batch_at, numbers),
       validation=VALIDATION,
       on_devices=jax.devices()[:1],
-      what='xy',
+      now=progress.Doing('xy'),
       **options,
     )
   ]
@@ -206,6 +208,20 @@ def test_training_learns_a_threshold():
   )  # fmt: skip
 
 
+def test_a_step_is_compiled_once_whatever_it_begins_with(caplog):
+  """A fresh state, one that steps made, one out of a checkpoint."""
+  step = devices.parallel(steps.make_step(PLAIN), jax.devices()[:1])
+  batch = batch_at(0) | {'stop': np.zeros(4, bool)}
+  begins = fresh(), jax.tree.map(np.asarray, jax.device_get(fresh()))
+  with jax.log_compiles():
+    for state in begins:
+      state = devices.placed(state, jax.devices()[:1])
+      for _ in range(3):
+        state, _ = step(state, batch)
+  compiled = [r for r in caplog.messages if 'XLA compilation of jit(_fun)' in r]
+  assert len(compiled) == 1, caplog.messages
+
+
 def test_the_pace_counts_images_and_waiting():
   def slow(number):
     time.sleep(0.05)
@@ -219,7 +235,7 @@ def test_the_pace_counts_images_and_waiting():
     steps_per_epoch=20,
     validation=[],
     on_devices=jax.devices()[:1],
-    what='xy',
+    now=progress.Doing('xy'),
   )
   assert pace.images_per_s == pytest.approx(80 / pace.seconds)
   assert 1 <= pace.waiting_share * pace.seconds < 1.5
@@ -232,7 +248,7 @@ def test_what_is_no_longer_finite_names_its_step():
       known['stacks'][:] = np.nan
     return known
 
-  with pytest.raises(TrainingError, match='xy, epoch 2: step 7 is the first that is'):
+  with pytest.raises(TrainingError, match='xy: step 7 is the first that is'):
     train(fresh(), batch_at=batch, epochs=2, steps_per_epoch=5)
 
 
@@ -278,7 +294,7 @@ def test_nothing_kept_is_an_error(tmp_path):
 
 def one_step(how, batch=None):
   """The state before and after a step on one device."""
-  step = devices.parallel(loop.make_step(how), jax.devices()[:1])
+  step = devices.parallel(steps.make_step(how), jax.devices()[:1])
   state, batch = fresh(how), batch or batch_at(0)
   after, metrics = step(state, batch | {'stop': np.zeros(len(batch['labels']), bool)})
   return state, after, metrics
@@ -328,8 +344,17 @@ def test_weight_decay_pulls_weights_to_zero():
 
 
 def test_an_optimiser_without_weight_decay_says_so():
-  with pytest.raises(ConfigError, match=r'weight_decay.*0\.1 with adam'):
+  with pytest.raises(ConfigError, match=r'weight_decay: 0\.1 with adam'):
     recipe(weight_decay=0.1)
+
+
+def test_no_weight_decay_is_none_whatever_an_optimiser_does_by_itself():
+  """Adam with decoupled decay (1e-4 by its own default) is then Adam."""
+  (_, plain, _), (_, without, _) = (
+    one_step(recipe(optimiser=each)) for each in (optax.adam, optax.adamw)
+  )
+  close = functools.partial(np.testing.assert_allclose, atol=1e-9)
+  jax.tree.map(close, without.variables, plain.variables)
 
 
 @pytest.mark.parametrize('schedule', [optimisers.constant, optimisers.cosine])
@@ -390,6 +415,7 @@ import json, sys
 import jax, numpy as np, optax
 from covid3way.networks.unet import UNet
 from covid3way.training import devices, loop, losses
+from covid3way.training import step as steps
 from covid3way.training.distort import Distortion
 
 coordinator, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -405,18 +431,19 @@ for _ in range(3):
   weights = rng.random(labels.shape) < rng.random((8, 1, 1))
   batches.append({
     'stacks': stacks, 'labels': labels, 'weights': weights,
-    'seeds': rng.integers(2**32, size=8, dtype=np.uint32), 'stop': np.zeros(8, bool),
+    'seeds': rng.integers(2**32, size=8, dtype=np.uint32),
+    'pixels_mm': np.full((8, 2), [1, 1.5], np.float32), 'stop': np.zeros(8, bool),
   })
-recipe = loop.Recipe(
+recipe = steps.Recipe(
   UNet(features=(4, 8)), optax.sgd(0.1, momentum=0.9), lambda step: 0.1,
   losses.cross_entropy_and_dice, (1, 3),
-  Distortion(True, 10.0, 0.0, 0.0, 8.0, 0.0, 0.0, 0.1), (1.0, 1.5), average=0.9)
+  Distortion(True, 10.0, 0.0, 0.0, 8, 0.0, 0.0, 0.1), average=0.9)
 rows = list(devices.my_rows(8))
 results = []
 for n in counts:
-  state = loop.init_state(recipe, jax.random.key(0), stacks)
-  step = devices.parallel(loop.make_step(recipe), jax.devices()[:n])
-  evaluate = devices.parallel(loop.make_evaluate(recipe.network), jax.devices()[:n])
+  state = steps.init_state(recipe, jax.random.key(0), 5)
+  step = devices.parallel(steps.make_step(recipe), jax.devices()[:n])
+  evaluate = devices.parallel(steps.make_evaluate(recipe.network), jax.devices()[:n])
   for batch in batches:
     state, _ = step(state, {k: v[rows] for k, v in batch.items()})
   mine = {k: batches[0][k][rows] for k in ('stacks', 'labels', 'weights')}
@@ -425,7 +452,7 @@ for n in counts:
            state.opt_state, state.sums)
   flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in parts]
   results.append([f.tolist() for f in flat] + [[dice]])
-start = loop.init_state(recipe, jax.random.key(0), stacks)
+start = steps.init_state(recipe, jax.random.key(0), 5)
 start = jax.tree.leaves(start.variables['params'])
 moved = np.concatenate([np.ravel(x) for x in start])
 with open(sys.argv[4], 'w') as file:

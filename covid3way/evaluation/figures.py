@@ -165,22 +165,25 @@ def training_curves(
   """
   figure = Figure(figsize=(10, 6.4), layout='constrained')
   loss, dice, rate, pace = figure.subplots(2, 2).flat
+  waiting = pace.twinx()
   for number, (view, rows) in enumerate(figures.items()):
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
     epochs, style = columns['epoch'], {'color': f'C{number}', 'marker': '.'}
     loss.plot(epochs, columns['loss'], label=view, **style)
     dice.plot(epochs, columns['dice'], ':', color=f'C{number}')
     dice.plot(epochs, columns['validation_dice'], label=view, **style)
     rate.plot(epochs, columns['learning_rate'], label=view, **style)
     if 'images_per_s' in columns:
-      waiting = 100 * np.mean(columns['waiting_share'])
-      label = f'{view}, {waiting:.0f} % of the time waiting for data'
-      pace.plot(epochs, columns['images_per_s'], label=label, **style)
-  loss.set(ylabel='training loss', yscale='log')
+      pace.plot(epochs, columns['images_per_s'], label=view, **style)
+      percent = 100 * columns['waiting_share']
+      waiting.plot(epochs, percent, ':', color=f'C{number}')
+  loss.set(ylabel='training loss')
   dice.set(ylabel='Dice', ylim=(0, 1))
   dice.set_title('dotted: training batches, solid: validation slices', fontsize=9)
   rate.set(ylabel='learning rate at the end of the epoch', ylim=(0, None))
   pace.set(ylabel='images per second', ylim=(0, None))
+  pace.set_title('solid: images, dotted: share of the time', fontsize=9)
+  waiting.set(ylabel='waiting for data, %', ylim=(0, 100))
   for panel in (loss, dice, rate, pace):
     panel.set(xlabel='epoch')
     panel.xaxis.get_major_locator().set_params(integer=True)

@@ -18,6 +18,7 @@ from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
 from covid3way.jobs.series import SerialScan, Series
 from covid3way.scans import source, store
 from covid3way.scans.manifest import ManifestRow, file_name, write_manifest
+from covid3way.scans.store import StoredScan
 from covid3way.simulator import serial, trajectory
 from covid3way.simulator.law import TRANSITIONS_PER_DAY
 from covid3way.simulator.parameters import Parameters
@@ -42,7 +43,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   try:
     for_each(
       patients,
-      lambda known: _augment(known, settings, location, config, folder, workdir),
+      lambda known: _augment(known, settings, location, config, workdir, folder),
       what='augment',
       workdir=workdir,
       shard=shard,
@@ -51,6 +52,56 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   finally:
     if shard.is_whole:
       _extend_manifest(rows, folder, workdir)
+
+
+def renew(workdir: Path, patients: Collection[str], seed: int, folder: Path) -> None:
+  """Simulates from the same pairs, by the same laws and settings, with another seed.
+
+  Args:
+    workdir: of an augment job.
+    patients: of whom.
+    seed: in place of `config.augmentation.seed`.
+    folder: of the scans that are made; those that are there already stay.
+
+  Raises:
+    ConfigError: no augment job ran there.
+  """
+  try:
+    chosen = json.loads((workdir / 'augment.json').read_text())
+  except OSError as error:
+    raise ConfigError(
+      'config.training.renew_epochs',
+      f'no augment job ran in {workdir}, beside the store',
+      'run it, or use 0',
+    ) from error
+  simulator = ConfigDict(chosen.pop('simulator'))
+  config = ConfigDict({'simulator': simulator, 'augmentation': chosen | {'seed': seed}})
+  settings, location = laws.simulator_settings(simulator), laws.location_of(simulator)
+  for known in _stored_series(workdir / 'store', patients):
+    try:
+      _augment(known, settings, location, config, workdir, folder)
+    except SerialError as error:  # As the job itself goes on without them.
+      progress.say(f'left out: {error}')
+
+
+def _stored_series(folder: Path, patients: Collection[str]) -> list[Series]:
+  """The real scans of a store with an infection mask, by patient, in order of day."""
+  rows = {}
+  for scan in map(store.open_group, store.finished_groups(folder)):
+    patient_id = scan.attributes['patient_id']
+    real = 'infection' in scan.volumes and 'simulated' not in scan.attributes
+    if real and patient_id in patients:
+      rows.setdefault(patient_id, []).append(_row(scan, folder))
+  for known in rows.values():
+    known.sort(key=lambda row: row.day or 0.0)  # A single scan may have none.
+  return [Series(patient_id, tuple(known)) for patient_id, known in rows.items()]
+
+
+def _row(scan: StoredScan, folder: Path) -> ManifestRow:
+  """A stored scan as a row of a manifest, its group for image."""
+  fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
+  known = {field: scan.attributes[field] for field in fields}
+  return ManifestRow(image=store.group_path(folder, scan.scan_id), **known)
 
 
 def _extend_manifest(rows: Sequence[ManifestRow], folder: Path, workdir: Path) -> None:
@@ -82,10 +133,13 @@ def _augment(
   settings: Settings,
   location: Location,
   config: ConfigDict,
-  folder: Path,
   workdir: Path,
+  folder: Path,
 ) -> None:
-  """Simulates from every pair of one patient what is not there yet."""
+  """Simulates from every pair of one patient what is not there yet.
+
+  Reads `store/` and `fits/` under the workdir, writes to the folder.
+  """
   pairs, path = known.pairs(), fit.fit_path(workdir, known.patient_id)
   subject = f'patient {known.patient_id}'
   if not path.exists():
@@ -106,7 +160,7 @@ def _augment(
     paths = {kept: plan.path(kept, folder) for kept in plan.kept}
     missing = {k: p for k, p in paths.items() if not _is_finished(p, plan.about(k))}
     if missing:
-      _simulate(plan, missing, w, settings, location, folder)
+      _simulate(plan, missing, w, settings, location, workdir / 'store')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +242,10 @@ def _simulate(
   w: Parameters,
   settings: Settings,
   location: Location,
-  folder: Path,
+  parents: Path,
 ) -> None:
   """Runs the law once and stores the states that are missing."""
-  stored = store.open_group(store.group_path(folder, plan.parent.scan_id))
+  stored = store.open_group(store.group_path(parents, plan.parent.scan_id))
   scan = series.read(stored, plan.pair)
   start_key, key = jax.random.split(jax.random.key(plan.seed))
   state = State(jnp.asarray(scan.signal), jnp.asarray(scan.infection))
@@ -247,10 +301,6 @@ def _write(
 
 def _simulated_rows(folder: Path, parents: Collection[str]) -> list[ManifestRow]:
   """Rows of the simulated scans of these parents that are in the store."""
-  rows = []
-  for path in store.finished_groups(folder):
-    known = store.open_group(path).attributes
-    if known.get('simulated', {}).get('parent_scan') in parents:
-      fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
-      rows.append(ManifestRow(image=path, **{field: known[field] for field in fields}))
-  return rows
+  scans = map(store.open_group, store.finished_groups(folder))
+  made = [(s, s.attributes.get('simulated', {}).get('parent_scan')) for s in scans]
+  return [_row(scan, folder) for scan, parent in made if parent in parents]

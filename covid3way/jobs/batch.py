@@ -20,6 +20,8 @@ from covid3way.scans.manifest import ManifestRow
 
 Item = TypeVar('Item')
 
+_COMPUTING = ('jax', 'flax', 'optax', 'numpy', 'scipy', 'scikit-learn', 'tensorstore')
+
 
 def required(config: ConfigDict, field: str) -> str:
   """A config field that the user has to give.
@@ -71,7 +73,7 @@ def part(text: str, field: str) -> tuple[int, int]:
 
 def versions() -> dict[str, str]:
   """Versions of what computes, for provenance."""
-  return {name: metadata.version(name) for name in ('jax', 'flax', 'numpy', 'scipy')}
+  return {name: metadata.version(name) for name in _COMPUTING}
 
 
 def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:

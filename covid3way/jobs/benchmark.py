@@ -1,9 +1,10 @@
 """Measures what stages cost on this machine: time, memory and rate."""
 
+import functools
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,19 +17,15 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError
+from covid3way.jobs import throughput
 from covid3way.jobs.laws import location_of, simulator_settings
 from covid3way.jobs.series import anatomy_of
+from covid3way.phantom.plain import plain_chest
 from covid3way.scans.files import write_json
 from covid3way.simulator import histogram, population, trajectory
 from covid3way.simulator.fit import fit
 from covid3way.simulator.prior import Location
 from covid3way.simulator.state import Anatomy, Settings, State
-from covid3way.standard.space import StandardSpace
-
-_COLUMNS = (
-  'stage', 'case', 'device', 'cold_s', 'warm_s', 'peak_mib', 'rate', 'rate_unit'
-)  # fmt: skip
-_LESION_MM = (4.0, 25.0)  # Radii.
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -36,23 +33,30 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
   Another run measures again and replaces them.
   """
-  settings = config.benchmark
-  cases = [_parse(stage, case) for stage, case in settings.cases]
+  settings, measures, rows = config.benchmark, [], []
   simulator = simulator_settings(config.simulator), location_of(config.simulator)
-  print(_line(dict(zip(_COLUMNS, _COLUMNS, strict=True))))
-  rows = []
-  for stage, case, parsed in progress.track(cases, what='benchmark'):
+  for stage, case in settings.cases:
+    if stage == 'train':
+      how = throughput.parse(case), config.training.to_dict(), settings.steps
+      measures.append((stage, case, functools.partial(throughput.measure, *how)))
+    else:
+      how = stage, *_parse(stage, case), *simulator
+      how = *how, settings.transitions, settings.repeats
+      measures.append((stage, case, functools.partial(_measure, *how)))
+  told = None
+  for stage, case, measure in progress.track(measures, what='benchmark'):
     # A process of its own: nothing compiled yet, and its peak is the stage's.
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
-      work = process.submit(
-        _measure, stage, *parsed, *simulator, settings.transitions, settings.repeats
-      )
-      rows.append({'stage': stage, 'case': case, **work.result()})
-    print(_line(rows[-1]))
+      row = {'stage': stage, 'case': case, **process.submit(measure).result()}
+    rows.append(row)
+    if tuple(row) != told:
+      told = tuple(row)
+      print(_line(told))
+    print(_line(row.values()))
     write_json(workdir / 'benchmark.json', rows)
 
 
-def _parse(stage: str, case: str) -> tuple[str, str, tuple[int, float]]:
+def _parse(stage: str, case: str) -> tuple[int, float]:
   """'512-03' -> 512 voxels a side, 3 % of the lung infected; without it 3 %.
 
   Raises:
@@ -60,16 +64,15 @@ def _parse(stage: str, case: str) -> tuple[str, str, tuple[int, float]]:
   """
   side, _, percent = case.partition('-')
   if stage in _STAGES and side.isdecimal() and (percent or '3').isdecimal():
-    return stage, case, (int(side), int(percent or 3) / 100)
-  remedy = f'stages are {", ".join(_STAGES)}; cases are e.g. 128 or 512-03'
+    return int(side), int(percent or 3) / 100
+  stages = ', '.join((*_STAGES, 'train'))
+  remedy = f'stages are {stages}; cases are e.g. 128 or 512-03'
   raise ConfigError('config.benchmark.cases', f'{stage!r}, {case!r}', remedy)
 
 
-def _line(row: dict[str, Any]) -> str:
-  told = [f'{v:.4g}' if isinstance(v, float) else str(v) for v in row.values()]
-  return ' '.join(
-    word.rjust(w) for word, w in zip(told, (9, 7, 6, 8, 8, 9, 10, 17), strict=True)
-  )
+def _line(values: Iterable[Any]) -> str:
+  told = [f'{v:.4g}' if isinstance(v, float) else str(v) for v in values]
+  return ' '.join(word.rjust(9) for word in told)
 
 
 def _simulate(
@@ -149,28 +152,7 @@ def _peak_mib(device: jax.Device) -> float:
 
 
 def _chest(n: int, share: float, location: Location) -> tuple[State, Anatomy]:
-  """Two ellipsoid lungs of 4.6 l in an n^3 standard space, with round lesions."""
-  space, rng = StandardSpace((n, n, n)), np.random.default_rng(0)
-  mm = np.array(space.spacing_mm)
-  x, y, z = ((np.arange(n) - n / 2) * s for s in mm)
-  across = (y[:, None] / 80) ** 2 + (z / 125) ** 2
-  lungs = np.stack([across < 1 - ((abs(each) - 70) / 55) ** 2 for each in x])
-  inside, wanted = np.flatnonzero(lungs), share * np.count_nonzero(lungs)
-  infection, count = np.zeros_like(lungs), 0
-  while count < wanted:
-    centre = np.array(np.unravel_index(rng.choice(inside), lungs.shape))
-    # The last lesions are as small as what is missing.
-    most = ((wanted - count) * mm.prod() / 4) ** (1 / 3) + mm.max()
-    radius = min(rng.uniform(*_LESION_MM), most)
-    reach = np.ceil(radius / mm).astype(int)
-    low, high = np.maximum(centre - reach, 0), centre + reach + 1
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    offset = zip(np.ogrid[box], centre, mm, strict=True)
-    ball = sum(((o - c) * s) ** 2 for o, c, s in offset) < radius**2
-    new = ball & lungs[box] & ~infection[box]
-    infection[box] |= new
-    count += np.count_nonzero(new)
-  signal = np.full(lungs.shape, -0.2, np.float32)
-  signal[infection] = rng.normal(-0.03, 0.04, count).clip(-0.14, 0.2)
+  """The plain chest as the simulator takes it."""
+  signal, lungs, infection = plain_chest(n, share)
   state = State(jnp.asarray(signal), jnp.asarray(infection))
   return state, anatomy_of(signal, lungs, infection, lungs, location)

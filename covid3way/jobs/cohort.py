@@ -1,10 +1,10 @@
 """The scans of a store that a training is about, and the networks they ask for."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, InputError
@@ -22,12 +22,16 @@ class Cohort:
   """Scans with a reference for the target.
 
   Attributes:
+    folder: the store.
+    chunks: its cache.
     training: to train on, real and simulated.
     validation: real scans of other patients.
     spec: of the networks.
     settings: `config.training`.
   """
 
+  folder: Path
+  chunks: Any
   training: list[StoredScan]
   validation: list[StoredScan]
   spec: ModelSpec
@@ -47,7 +51,15 @@ class Cohort:
         self.spec.space.spacing_mm,
         stride=self.spec.network.stride,
       ),
+      spacing_mm=self.spec.space.spacing_mm,
     )
+
+  def ids(self) -> dict[str, list[str]]:
+    """Who trains and who validates: a training has to end with whom it began."""
+    return {
+      'trains_on': [scan.scan_id for scan in self.training],
+      'validates_on': [scan.scan_id for scan in self.validation],
+    }
 
   def windows(self) -> list[dict[str, Any]]:
     """The lung windows of the training's scans, and how many have each."""
@@ -67,7 +79,8 @@ def open_cohort(folder: Path, settings: ConfigDict) -> Cohort:
     ConfigError: settings that cannot be trained.
     LeakError: a patient is in doubt.
   """
-  scans = _open(folder, settings)
+  chunks = store.cache(int(settings.cache_gib * 2**30))
+  scans = _open(folder, settings, chunks)
   spec = ModelSpec(
     settings.target,
     scans[0].shape,
@@ -82,11 +95,13 @@ def open_cohort(folder: Path, settings: ConfigDict) -> Cohort:
     simulated=settings.simulated_ratio > 0,
     seed=settings.seed,
   )
-  return Cohort(training, validation, spec, settings)
+  if settings.patience and not validation:
+    found, remedy = 'given, but nobody validates', 'raise validation_share, or use 0'
+    raise ConfigError('config.training.patience', found, remedy)
+  return Cohort(folder, chunks, training, validation, spec, settings)
 
 
-def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
-  chunks = store.cache(int(settings.cache_gib * 2**30))
+def _open(folder: Path, settings: ConfigDict, chunks: Any) -> list[StoredScan]:
   scans = [store.open_group(g, chunks=chunks) for g in store.list_groups(folder)]
   for scan in scans:
     if scan.shape != scans[0].shape:
@@ -105,6 +120,69 @@ def _open(folder: Path, settings: ConfigDict) -> list[StoredScan]:
   return usable
 
 
+# Smallest and largest of what a training is given.
+_LIMITS = {
+  'validation_share': (0, 1),
+  'foreground_share': (0, 1),
+  'ema_decay': (0, 1),
+  'simulated_ratio': (0, math.inf),
+  'renew_epochs': (0, math.inf),
+  'patience': (0, math.inf),
+  'warmup_steps': (0, math.inf),
+  'weight_decay': (0, math.inf),
+  'clip_norm': (0, math.inf),
+  **dict.fromkeys(
+    (
+      'epochs',
+      'steps_per_epoch',
+      'batch_size',
+      'parts',
+      'open_slabs',
+      'stacks_per_slab',
+      'reading_threads',
+      'batches_ahead',
+    ),
+    (1, math.inf),
+  ),
+}
+
+
+def check_numbers(settings: ConfigDict) -> None:
+  """Refuses numbers of `config.training` that mean nothing.
+
+  Raises:
+    ConfigError: one is too small, too large, or of no use with another.
+  """
+  for field, (low, high) in _LIMITS.items():
+    if not low <= settings[field] <= high:
+      remedy = f'use {low} to {high}' if high < math.inf else f'use {low} or more'
+      raise ConfigError(f'config.training.{field}', f'{settings[field]}', remedy)
+  known, steps = views.NORMAL_AXIS, settings.epochs * settings.steps_per_epoch
+  chosen = set(settings.views) & set(known)
+  for field, wrong, remedy in (
+    (
+      'views',
+      not chosen or len(settings.views) != len(chosen),
+      f'use one or more of {", ".join(known)}, each once',
+    ),
+    (
+      'offsets_mm',
+      settings.distortion.flips
+      and sorted(settings.offsets_mm) != sorted(-mm for mm in settings.offsets_mm),
+      'use offsets that are symmetric, or no distortion.flips, which mirror a stack',
+    ),
+    ('class_weights', len(settings.class_weights) != 2, 'give two'),
+    ('warmup_steps', settings.warmup_steps >= steps, f'use fewer than {steps}'),
+    (
+      'renew_epochs',
+      settings.renew_epochs and not settings.simulated_ratio,
+      'use 0 where no simulated scan is trained on',
+    ),
+  ):
+    if wrong:
+      raise ConfigError(f'config.training.{field}', f'{settings[field]}', remedy)
+
+
 def _check(spec: ModelSpec, settings: ConfigDict) -> None:
   """Refuses settings that cannot be trained."""
   allowed = {'infection': ('lungs', 'all'), 'lungs': ('all',)}
@@ -121,15 +199,3 @@ def _check(spec: ModelSpec, settings: ConfigDict) -> None:
       f'{spec.space_shape} with {len(spec.features)} levels',
       f'use multiples of {stride} or fewer config.training.features',
     )
-  size = settings.batch_size
-  for field, n, of in (
-    ('batch_size', jax.device_count() * settings.parts, 'devices times parts'),
-    ('batch_size', settings.open_slabs, 'config.training.open_slabs'),
-    ('open_slabs', jax.process_count(), 'processes'),
-  ):
-    if (size if field == 'batch_size' else settings[field]) % n:
-      raise ConfigError(
-        f'config.training.{field}',
-        f'{settings[field]} with {n} {of}',
-        f'use a multiple of {n}',
-      )

@@ -15,25 +15,32 @@ from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import versions
 from covid3way.jobs.cohort import Cohort, open_cohort
 from covid3way.scans.files import whole
-from covid3way.segmentation import aggregators
+from covid3way.segmentation import aggregators, choosing
 from covid3way.segmentation.model import Model, write_model
 from covid3way.segmentation.three_way import probability_map
 from covid3way.training import checkpoints
+from covid3way.training.slices import TIMEOUT_S, naming
 
-_OF_PACE = ('images_per_s', 'waiting_share', 'seconds')
+_TIMING = ('images_per_s', 'waiting_share', 'seconds')
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
   """Writes `model/` and `aggregators.csv` out of `training/` under the workdir.
 
   Raises:
-    InputError: no training began there.
+    InputError: no training began there, or with other scans.
     ModelError: a view has no checkpoint, or a damaged one.
   """
   check(config.aggregation)
-  settings = _settings(workdir)
-  settings.cache_gib = config.training.cache_gib
+  noted = _settings(workdir)
+  settings = ConfigDict(noted | {'cache_gib': config.training.cache_gib})
   cohort = open_cohort(Path(settings.input), settings)
+  if any(noted[name] != ids for name, ids in cohort.ids().items()):
+    raise InputError(
+      settings.input,
+      'it holds other scans than when the training began',
+      'put it back as it was, or train anew in another --workdir',
+    )
   variables, figures = {}, {}
   for view in settings.views:
     variables[view], figures[view] = checkpoints.best(workdir / 'training' / view)
@@ -45,16 +52,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
   )
   _write_table(workdir / 'aggregators.csv', tried)
   provenance = {
-    'settings': settings.to_dict(),
+    'settings': noted,
     'versions': versions(),
     'windows': cohort.windows(),
     'aggregators': tried,
     'training': {
-      view: [{k: v for k, v in row.items() if k not in _OF_PACE} for row in rows]
+      view: [{k: v for k, v in row.items() if k not in _TIMING} for row in rows]
       for view, rows in figures.items()
     },
   }
   write_model(workdir / 'model', Model(cohort.spec, variables, aggregator), provenance)
+  if aggregator.name != config.aggregation.choice != 'best':
+    progress.say(
+      'no validation scan has infection: the views are joined as in the paper'
+    )
   weights = ', '.join(f'{w:g} {view}' for view, w in aggregator.weights.items())
   progress.say(
     f'model written to {workdir / "model"}; views are joined by {aggregator.name!r}: '
@@ -68,17 +79,17 @@ def check(aggregation: ConfigDict) -> None:
   Raises:
     ConfigError: there is none of that name.
   """
-  names = ('best', *aggregators.NAMES)
+  names = ('best', *choosing.NAMES)
   if aggregation.choice not in names:
     found, remedy = repr(aggregation.choice), f'use one of {", ".join(names)}'
     raise ConfigError('config.aggregation.choice', found, remedy)
 
 
-def _settings(workdir: Path) -> ConfigDict:
+def _settings(workdir: Path) -> dict[str, Any]:
   """Those of the training, as it noted them."""
   path = workdir / 'train.json'
   try:
-    return ConfigDict(json.loads(path.read_text()))
+    return json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise InputError(
       str(workdir), 'no training began here', 'give the --workdir of a train job'
@@ -93,10 +104,11 @@ def _choose(
   with progress.beating('choosing the aggregator') as now:
     for scan in cohort.validation:
       now.is_(f'predicting {scan.scan_id}')
-      signal, lungs, target = (
-        scan.volumes[name].read().result()
-        for name in ('signal', 'lungs', model.spec.target)
-      )
+      with naming(scan):
+        signal, lungs, target = (
+          scan.volumes[name].read().result(TIMEOUT_S)
+          for name in ('signal', 'lungs', model.spec.target)
+        )
       region = lungs > 0 if cohort.settings.region == 'lungs' else np.ones_like(lungs)
       maps = {
         view: probability_map(
@@ -104,9 +116,9 @@ def _choose(
         )
         for view in model.variables
       }
-      tallies.append(aggregators.tally(maps, target > 0, region > 0))
+      tallies.append(choosing.tally(maps, target > 0, region > 0))
     now.is_('comparing')
-    return aggregators.choose(
+    return choosing.choose(
       tallies,
       tuple(model.variables),
       name=aggregation.choice,

@@ -26,7 +26,7 @@ from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.model import Model, read_model
 from covid3way.segmentation.quantify import quantify
-from covid3way.segmentation.three_way import LEVELS, aggregate, probability_map
+from covid3way.segmentation.three_way import aggregate, probability_map
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan
 
@@ -117,7 +117,7 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
     }
     if config.prediction.keep_views:
       for view, each in maps.items():
-        share = each / np.float32(LEVELS)
+        share = each / np.float32(aggregators.LEVELS)
         volumes[f'probability_{view}'] = _on_own_grid(share, standard, lungs)
     for name, volume in volumes.items():
       nifti.write_volume(

@@ -1,8 +1,11 @@
 """Trains one U-Net per view on stored scans and writes the model directory."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Sequence
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs import export, watching
+from covid3way.jobs import augment, export, watching
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
-from covid3way.jobs.cohort import Cohort, open_cohort
+from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
+from covid3way.scans import store
+from covid3way.scans.store import StoredScan
 from covid3way.training import (
   checkpoints,
   devices,
@@ -23,13 +28,13 @@ from covid3way.training import (
   optimisers,
   pipeline,
   preemption,
-  views,
 )
 from covid3way.training.distort import Distortion
 from covid3way.training.slices import Slices
+from covid3way.training.step import Batch, Recipe, init_state
 
 # How fast data comes, not what they are: may change from run to run.
-_PACE = ('cache_gib', 'reading_threads', 'batches_ahead')
+_READING = ('cache_gib', 'reading_threads', 'batches_ahead')
 _PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -43,24 +48,65 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """
   settings = config.training
   export.check(config.aggregation)
+  check_numbers(settings)
+  check_shares(settings)
   cohort = open_cohort(Path(required(config, 'input')), settings)
-  known = {k: v for k, v in settings.to_dict().items() if k not in _PACE}
-  mine = settings.views[shard.index :: shard.of]
-  recipes = {view: recipe_of(cohort, view) for view in mine}
-  claim(workdir, 'train', {'input': config.input, **known})
+  known = {k: v for k, v in settings.to_dict().items() if k not in _READING}
+  recipe = recipe_of(cohort)
+  claim(workdir, 'train', {'input': config.input, **known, **cohort.ids()})
+  _compare_hosts(cohort)
   n = sum('simulated' in scan.attributes for scan in cohort.training)
   progress.say(
     f'{len(cohort.training)} scans to train on, {n} of them simulated, '
     f'{len(cohort.validation)} to validate'
   )
   with preemption.watching() as stop:
-    for view, recipe in recipes.items():
-      _train_view(view, recipe, cohort, workdir / 'training' / view, stop)
+    for view in settings.views[shard.index :: shard.of]:
+      with progress.beating(f'view {view}') as now:
+        _train_view(view, recipe, cohort, workdir / 'training' / view, now, stop)
   if shard.is_whole and devices.is_first():
     export.run(config, workdir)
 
 
-def recipe_of(cohort: Cohort, view: str) -> loop.Recipe:
+def check_shares(settings: ConfigDict) -> None:
+  """Refuses a batch that cannot be shared.
+
+  Raises:
+    ConfigError: by the devices, their parts, the open slabs or the processes.
+  """
+  n = jax.local_device_count()
+  if jax.device_count() != n * jax.process_count():
+    found, remedy = f'{n} of {jax.device_count()} devices here', 'use as many in each'
+    raise ConfigError('--num_processes', found, remedy)
+  for field, n, among in (
+    ('batch_size', jax.device_count() * settings.parts, 'devices times parts'),
+    ('batch_size', settings.open_slabs, 'config.training.open_slabs'),
+    ('open_slabs', jax.process_count(), 'processes'),
+  ):
+    if settings[field] % n:
+      raise ConfigError(
+        f'config.training.{field}',
+        f'{settings[field]} with {n} {among}',
+        f'use a multiple of {n}',
+      )
+
+
+def _compare_hosts(cohort: Cohort) -> None:
+  """Refuses processes that see different scans: they would make different batches.
+
+  Raises:
+    InputError: they do.
+  """
+  own = json.dumps(cohort.ids())
+  if devices.text_from_first(own) != own:
+    raise InputError(
+      str(cohort.folder),
+      'the processes see different scans there',
+      'wait until all of it is visible on every host, then run the same command again',
+    )
+
+
+def recipe_of(cohort: Cohort) -> Recipe:
   """The settings of a training as functions.
 
   Raises:
@@ -74,13 +120,17 @@ def recipe_of(cohort: Cohort, view: str) -> loop.Recipe:
     named(settings[field], f'config.training.{field}')
     for field in ('schedule', 'optimiser', 'loss')
   )
-  schedule = schedule(
-    settings.learning_rate,
-    settings.epochs * settings.steps_per_epoch,
-    settings.warmup_steps,
-  )
-  h, w = (a for a in range(3) if a != views.NORMAL_AXIS[view])
-  return loop.Recipe(
+  try:
+    schedule = schedule(
+      learning_rate=settings.learning_rate,
+      steps=settings.epochs * settings.steps_per_epoch,
+      warmup_steps=settings.warmup_steps,
+    )
+  except TypeError as error:
+    found = f'{settings.schedule!r}: {error}'
+    remedy = 'give a function of learning_rate, steps and warmup_steps'
+    raise ConfigError('config.training.schedule', found, remedy) from error
+  return Recipe(
     network=spec.network.clone(dtype=_PRECISIONS[settings.precision]),
     optimiser=optimisers.make(
       optimiser,
@@ -92,7 +142,6 @@ def recipe_of(cohort: Cohort, view: str) -> loop.Recipe:
     loss=loss,
     class_weights=tuple(settings.class_weights),
     distortion=_made(Distortion, settings.distortion),
-    pixel_mm=(spec.space.spacing_mm[h], spec.space.spacing_mm[w]),
     average=settings.ema_decay,
     parts=settings.parts,
   )
@@ -110,9 +159,10 @@ def _made(kind: type, section: ConfigDict) -> Any:
 
 def _train_view(
   view: str,
-  recipe: loop.Recipe,
+  recipe: Recipe,
   cohort: Cohort,
   folder: Path,
+  now: progress.Doing,
   stop: Callable[[], bool],
 ) -> None:
   """Trains one network, or goes on with it, and keeps its checkpoints in a folder.
@@ -120,42 +170,31 @@ def _train_view(
   Raises:
     PreemptedError: it was time to stop; what was reached is kept.
   """
-  settings = cohort.settings
-  held_out = _validation(cohort.slices(cohort.validation, view), settings)
-  slices = cohort.slices(cohort.training, view)
-  if not len(slices.all()):
-    raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
-  sampler = pipeline.Sampler(slices, sampling_of(settings))
-  rows, key = devices.my_rows(settings.batch_size), jax.random.key(settings.seed)
-  example = slices.read(slices.all()[:1])['stacks']
+  settings, key = cohort.settings, jax.random.key(cohort.settings.seed)
   with checkpoints.keeping(folder) as keeper:
-    state, figures = keeper.last(loop.init_state(recipe, key, example))
+    state, figures = keeper.last(init_state(recipe, key, len(settings.offsets_mm)))
     state = devices.from_first(state)
     figures = json.loads(devices.text_from_first(json.dumps(figures)))
     watching.refresh(folder, view, figures)  # It may have been killed before.
+    if _is_over(figures, settings):
+      return
+    now.is_('reading what validates')
     course = loop.train(
       state,
       recipe,
-      lambda numbers: pipeline.read_ahead(
-        sampler,
-        numbers,
-        rows,
-        threads=settings.reading_threads,
-        batches=settings.batches_ahead,
-      ),
+      _reader(cohort, view, folder / 'simulated', now),
       epochs=settings.epochs,
       steps_per_epoch=settings.steps_per_epoch,
-      validation=held_out,
+      validation=_validation(cohort.slices(cohort.validation, view), settings),
       on_devices=jax.devices(),
-      what=f'view {view}',
+      now=now,
       stop=stop,
     )
-    if _is_over(figures, settings):
-      return
     for state, epoch, pace in course:
       if epoch:
-        figures.append(dataclasses.asdict(epoch) | dataclasses.asdict(pace))
+        figures.append(_row(epoch, pace))
         progress.say(_line(view, epoch, pace, settings.epochs))
+      now.is_('keeping a checkpoint')
       keeper.keep(state, figures)
       watching.refresh(folder, view, figures)
       if _is_over(figures, settings):
@@ -168,14 +207,63 @@ def _train_view(
     )
 
 
+def _row(epoch: loop.Epoch, pace: loop.Pace) -> dict[str, Any]:
+  """Figures as JSON has them: what is not a number is null."""
+  values = dataclasses.asdict(epoch) | dataclasses.asdict(pace)
+  return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def _reader(
+  cohort: Cohort, view: str, folder: Path, now: progress.Doing
+) -> Callable[[range], Iterator[Batch]]:
+  """Numbers of an epoch's steps -> this process's rows of their batches."""
+  settings = cohort.settings
+
+  @functools.lru_cache(maxsize=1)
+  def sampler(number: int | None) -> pipeline.Sampler:
+    scans = cohort.training
+    if number is not None:
+      now.is_('simulating anew')
+      scans = _renewed(cohort, folder, number)
+    now.is_('looking for slices')
+    return pipeline.Sampler(cohort.slices(scans, view), sampling_of(settings))
+
+  def read(numbers: range) -> Iterator[Batch]:
+    every = settings.renew_epochs * settings.steps_per_epoch
+    return pipeline.read_ahead(
+      sampler(numbers.start // every if every else None),
+      numbers,
+      devices.my_rows(settings.batch_size),
+      threads=settings.reading_threads,
+      batches=settings.batches_ahead,
+    )
+
+  return read
+
+
+def _renewed(cohort: Cohort, folder: Path, number: int) -> list[StoredScan]:
+  """The real scans, and simulated ones that no other number has."""
+  real = [s for s in cohort.training if 'simulated' not in s.attributes]
+  patients = {scan.attributes['patient_id'] for scan in real}
+  own = folder / str(number)
+  if devices.is_first():
+    for earlier in set(folder.glob('*')) - {own}:
+      shutil.rmtree(earlier)
+    progress.say(f'simulating anew, {number}')
+    seed = cohort.settings.seed + 1 + number
+    augment.renew(cohort.folder.parent, patients, seed, own)
+  devices.from_first(np.int32(0))  # The others wait.
+  made = store.finished_groups(own)
+  return real + [store.open_group(path, chunks=cohort.chunks) for path in made]
+
+
 def _is_over(figures: Sequence[dict[str, Any]], settings: ConfigDict) -> bool:
   """Whether all epochs are done, or Dice has not improved for `patience` epochs."""
-  dice = [row['validation_dice'] for row in figures]
-  if len(dice) >= settings.epochs:
+  if len(figures) >= settings.epochs:
     return True
-  if not settings.patience or not np.isfinite(dice).all() or not dice:
-    return False
-  return len(dice) - 1 - int(np.argmax(dice)) >= settings.patience
+  dice = [row['validation_dice'] or 0.0 for row in figures]
+  waited = len(dice) - 1 - int(np.argmax(dice)) if dice else 0
+  return 0 < settings.patience <= waited
 
 
 def _line(view: str, epoch: loop.Epoch, pace: loop.Pace, epochs: int) -> str:
@@ -186,12 +274,18 @@ def _line(view: str, epoch: loop.Epoch, pace: loop.Pace, epochs: int) -> str:
   )
 
 
-def _validation(slices: Slices, settings: ConfigDict) -> list[loop.Batch]:
+def _validation(slices: Slices, settings: ConfigDict) -> list[Batch]:
   """The same slices after every epoch: evenly spread over all there are to draw."""
   every = slices.all()
-  n = min(settings.validation_slices, len(every)) // settings.batch_size
+  n, size = min(settings.validation_slices, len(every)), settings.batch_size
   if not n:
     return []
-  spread = np.linspace(0, len(every) - 1, n * settings.batch_size).astype(int)
-  rows = devices.my_rows(settings.batch_size)
-  return [slices.read(chosen[list(rows)]) for chosen in np.split(every[spread], n)]
+  spread = np.linspace(0, len(every) - 1, n).astype(int)
+  mine, batches = list(devices.my_rows(size)), []
+  for start in range(0, n, size):
+    # The last batch is filled up with slices that do not count.
+    rows = np.arange(start, start + size)
+    batch = slices.read(every[spread[np.minimum(rows, n - 1)]][mine])
+    batch['weights'] &= (rows < n)[mine, None, None]
+    batches.append(batch)
+  return batches

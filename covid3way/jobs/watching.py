@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,5 +43,5 @@ def _tensorboard(folder: Path, figures: Sequence[Mapping[str, Any]]) -> None:
   with whole(folder) as aside, writer(str(aside)) as events:
     for row in figures:
       for name, value in row.items():
-        if name not in ('epoch', 'step') and math.isfinite(value):
+        if name not in ('epoch', 'step') and value is not None:
           events.add_scalar(name, value, row['step'])

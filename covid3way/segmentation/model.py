@@ -2,8 +2,8 @@
 
 `model.json` holds the networks' form, their standard space and slice offsets, the
 target, the aggregator, the settings and figures of the training, the windows of its
-scans, versions, and the sha256 of each weight file; `<view>.msgpack` holds a network's weights
-(flax serialisation).
+scans, versions, and the sha256 of each weight file; `<view>.msgpack` holds a network's
+weights (flax serialisation).
 """
 
 import dataclasses

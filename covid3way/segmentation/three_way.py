@@ -9,11 +9,9 @@ import numpy as np
 
 from covid3way import progress
 from covid3way.segmentation import aggregators
-from covid3way.segmentation.aggregators import Aggregator
+from covid3way.segmentation.aggregators import LEVELS, Aggregator
 from covid3way.segmentation.model import Model
 from covid3way.training import views
-
-LEVELS = 255  # A probability p is kept as round(255 p), uint8.
 
 
 @functools.partial(jax.jit, static_argnames=('network', 'view'))

@@ -31,6 +31,7 @@ class Keeper:
     self._clean()  # A killed process may have left something.
     best = policies.BestN(get_metric_fn=lambda m: m['validation_dice'], n=1)
     options = ocp.CheckpointManagerOptions(
+      best_fn=lambda m: m['validation_dice'],
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
       step_prefix='step',
       create=False,
@@ -63,9 +64,7 @@ class Keeper:
 
   def last(self, state: Any) -> tuple[Any, Figures]:
     """What was kept last; the given state when there is nothing."""
-    return self._restore(self._manager.latest_step(), state)
-
-  def _restore(self, step: int | None, state: Any) -> tuple[Any, Figures]:
+    step = self._manager.latest_step()
     if step is None:
       return state, []
     template = jax.tree.map(np.asarray, jax.device_get(state))
@@ -133,30 +132,30 @@ def best(folder: Path) -> tuple[Any, Figures]:
   Where nothing was validated, those kept last.
 
   Args:
-    folder: of the training, which may go on meanwhile.
+    folder: of the training.
 
   Raises:
     ModelError: nothing was kept there, or it is damaged.
   """
-  manager = ocp.CheckpointManager(
-    folder.absolute(),
-    options=ocp.CheckpointManagerOptions(
-      step_prefix='step', read_only=True, create=False, **_alone()
-    ),
+  options = ocp.CheckpointManagerOptions(
+    step_prefix='step', read_only=True, create=False, **_alone()
   )
-  steps = manager.all_steps()
-  if not steps:
-    raise ModelError(str(folder), 'no checkpoint of a training', 'run the train job')
-  _, figures = _restore(manager, folder, max(steps), None)
-  measured = {row['step']: row['validation_dice'] for row in figures}
-  chosen = max(steps, key=lambda s: (_known(measured.get(s)), s))
-  state, _ = _restore(manager, folder, chosen, None)
+  with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+    steps = manager.all_steps()
+    if not steps:
+      raise ModelError(str(folder), 'no checkpoint of a training', 'run the train job')
+    last, figures = _restore(manager, folder, max(steps), None)
+    measured = {row['step']: row['validation_dice'] for row in figures}
+    chosen = max(steps, key=lambda s: (_known(measured.get(s)), s))
+    state = last
+    if chosen != max(steps):
+      state, _ = _restore(manager, folder, chosen, None)
   return state.get('averaged') or state['variables'], figures
 
 
 def _known(dice: float | None) -> float:
   """A Dice to compare: below all others where none was measured."""
-  return -1.0 if dice is None or dice != dice else dice
+  return -1.0 if dice is None else dice
 
 
 def _restore(manager, folder: Path, step: int, template: Any) -> tuple[Any, Figures]:

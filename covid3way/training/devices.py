@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covid3way.base import ConfigError
 
@@ -104,6 +105,17 @@ def parallel(
   )
   mine = sum(device.process_index == jax.process_index() for device in devices)
   return lambda state, batch: mapped(state, _share(batch, mine))
+
+
+def placed(state: Any, devices: Sequence[jax.Device]) -> Any:
+  """A state where `parallel` leaves it: it compiles once, not for the first step anew.
+
+  Args:
+    state: of arrays.
+    devices: of all processes, that it is to be on; those of this one count.
+  """
+  mine = [d for d in devices if d.process_index == jax.process_index()]
+  return jax.device_put(state, NamedSharding(Mesh(mine, (AXIS,)), PartitionSpec()))
 
 
 def _share(batch: Any, n: int) -> Any:

@@ -19,7 +19,7 @@ class Distortion:
     rotation_degrees: largest rotation in the plane, either way.
     zoom: largest change of size, as the logarithm of a factor.
     elastic_mm: standard deviation of a smooth displacement.
-    elastic_scale_mm: distance over which that displacement varies.
+    elastic_nodes: along either side, at which that displacement is drawn.
     gain: standard deviation of a factor of the signal around 1.
     shift: standard deviation of an offset of the signal, window units.
     noise: standard deviation of white noise, window units.
@@ -29,7 +29,7 @@ class Distortion:
   rotation_degrees: float
   zoom: float
   elastic_mm: float
-  elastic_scale_mm: float
+  elastic_nodes: int
   gain: float
   shift: float
   noise: float
@@ -41,7 +41,7 @@ def distort(
   label: jax.Array,
   weight: jax.Array,
   how: Distortion,
-  pixel_mm: tuple[float, float],
+  pixel_mm: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Distorts a stack, and its label and weight with it.
 
@@ -51,7 +51,7 @@ def distort(
     label: (h, w) bool.
     weight: (h, w) bool; False where the plane was left, too.
     how: far.
-    pixel_mm: size of a pixel along h and w.
+    pixel_mm: (2,) size of a pixel along h and w.
   """
   flip_key, warp_key, signal_key = jax.random.split(key, 3)
   if how.flips:
@@ -89,9 +89,8 @@ def _coordinates(key, shape, how: Distortion, pixel_mm) -> tuple[jax.Array, jax.
   cos, sin = jnp.cos(angle) / factor, jnp.sin(angle) / factor
   mm = [cos * y - sin * x, sin * y + cos * x]
   if how.elastic_mm:
-    size_mm = [n * p for n, p in zip(shape, pixel_mm, strict=True)]
-    nodes = [max(2, round(mm / how.elastic_scale_mm) + 1) for mm in size_mm]
-    field = how.elastic_mm * jax.random.normal(elastic_key, (2, *nodes))
+    nodes = (2, how.elastic_nodes, how.elastic_nodes)
+    field = how.elastic_mm * jax.random.normal(elastic_key, nodes)
     field = jax.image.resize(field, (2, *shape), 'cubic')
     mm = [m + f for m, f in zip(mm, field, strict=True)]
   return tuple(m / p + c for m, p, c in zip(mm, pixel_mm, centres, strict=True))

@@ -1,5 +1,6 @@
 """Optimisers, and schedules of the learning rate: functions that a config names."""
 
+import inspect
 from collections.abc import Callable
 
 import optax
@@ -35,20 +36,18 @@ def make(
     optimiser: such as `optax.adamw`; takes a schedule and, if need be, `weight_decay`.
     schedule: of the learning rate.
     clip_norm: largest global norm of a gradient; 0: any.
-    weight_decay: passed on unless 0.
+    weight_decay: for an optimiser that knows it.
 
   Raises:
     ConfigError: the optimiser knows no weight decay.
   """
-  try:
-    made = optimiser(
-      schedule, **({'weight_decay': weight_decay} if weight_decay else {})
-    )
-  except TypeError as error:
-    name = getattr(optimiser, '__name__', str(optimiser))
+  knows = 'weight_decay' in inspect.signature(optimiser).parameters
+  if weight_decay and not knows:
     raise ConfigError(
       'config.training.weight_decay',
-      f'{weight_decay} with {name} ({error})',
+      f'{weight_decay} with {getattr(optimiser, "__name__", optimiser)}',
       'use 0, or an optimiser that decays weights, such as optax.adamw',
-    ) from error
+    )
+  # Said even when it is 0: an optimiser may have another default.
+  made = optimiser(schedule, **({'weight_decay': weight_decay} if knows else {}))
   return optax.chain(optax.clip_by_global_norm(clip_norm), made) if clip_norm else made

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from covid3way.base import InputError
 from covid3way.training.slices import Candidates, Slices, slab_of
 
 
@@ -48,7 +49,11 @@ class Sampling:
 
 
 class Sampler:
-  """Draws slices of given scans."""
+  """Draws slices of given scans.
+
+  Raises:
+    InputError: there are none to draw.
+  """
 
   def __init__(self, slices: Slices, sampling: Sampling):
     self._slices, self._sampling = slices, sampling
@@ -60,6 +65,8 @@ class Sampler:
       if self._slabs[number]:
         kinds['simulated' in scan.attributes].append(number)
     self._real, self._simulated = kinds
+    if not (self._real or self._simulated):
+      raise InputError('store', 'no slice crosses a lung', 'check the lung masks')
     self._visit = functools.lru_cache(maxsize=4096)(self._draw_slab)
 
   def draw(self, number: int, rows: range) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from covid3way.base import DamagedFileError
+from covid3way.base import DamagedFileError, InputError
 from covid3way.scans.store import CHUNK_VOXELS, StoredScan
 from covid3way.training import views
 
@@ -43,15 +43,18 @@ class Slices:
     region: str,
     offsets: Sequence[int],
     window: tuple[slice, slice, slice],
+    spacing_mm: tuple[float, float, float],
   ):
     self.scans, self._offsets, self._window = scans, offsets, window
     self._target, self._region = target, region
     self._axis = views.NORMAL_AXIS[view]
+    pixel_mm = [mm for a, mm in enumerate(spacing_mm) if a != self._axis]
+    self._pixel_mm = np.array(pixel_mm, np.float32)
     self.candidates = [self._candidates(scan) for scan in scans]
 
   def _candidates(self, scan: StoredScan) -> Candidates:
     others = tuple(a for a in range(3) if a != self._axis)
-    with _naming(scan):
+    with naming(scan):
       lungs, wanted = (
         (scan.volumes[name][self._window].read().result(TIMEOUT_S) > 0).any(axis=others)
         for name in ('lungs', self._target)
@@ -80,7 +83,8 @@ class Slices:
 
     Returns:
       `stacks` (b, h, w, d) float16, window units; `labels` (b, h, w) bool, the target;
-      `weights` (b, h, w) bool, where the loss is counted.
+      `weights` (b, h, w) bool, where the loss is counted; `pixels_mm` (b, 2) float32,
+      size of a pixel along h and w.
 
     Raises:
       DamagedFileError: a scan cannot be read; it is named.
@@ -89,7 +93,7 @@ class Slices:
     requests = [self._request(number, index) for number, index in chosen]
     stacks, labels, weights = [], [], []
     for (number, _), (signal, target, lungs) in zip(chosen, requests, strict=True):
-      with _naming(self.scans[number]):
+      with naming(self.scans[number]):
         stacks.append(np.moveaxis(signal.result(TIMEOUT_S), self._axis, -1))
         labels.append(target.result(TIMEOUT_S) > 0)
         inside = lungs.result(TIMEOUT_S) > 0
@@ -98,13 +102,14 @@ class Slices:
       'stacks': np.stack(stacks),
       'labels': np.stack(labels),
       'weights': np.stack(weights),
+      'pixels_mm': np.tile(self._pixel_mm, (len(chosen), 1)),
     }
 
   def _request(self, number: int, index: int):
     volumes = self.scans[number].volumes
     n = volumes['signal'].shape[self._axis]
     indices = views.stack_indices([index], self._offsets, n)[0]
-    with _naming(self.scans[number]):
+    with naming(self.scans[number]):
       return (
         self._part(volumes['signal'], indices).read(),
         self._part(volumes[self._target], int(index)).read(),
@@ -118,10 +123,21 @@ class Slices:
 
 
 @contextlib.contextmanager
-def _naming(scan: StoredScan) -> Iterator[None]:
-  """Says which scan it was that could not be read."""
+def naming(scan: StoredScan) -> Iterator[None]:
+  """Says which scan it was that could not be read.
+
+  Raises:
+    InputError: the storage does not answer.
+    DamagedFileError: it does, with something else.
+  """
   try:
     yield
+  except (OSError, TimeoutError) as error:
+    raise InputError(
+      scan.scan_id,
+      f'its storage does not answer ({type(error).__name__}: {error})',
+      'run the same command again',
+    ) from error
   except Exception as error:
     raise DamagedFileError(
       scan.scan_id,

@@ -31,12 +31,18 @@ def split(
 
   Raises:
     LeakError: a group is not what its attributes say, so its patient is in doubt.
-    ConfigError: no patient is left to train on.
+    ConfigError: no patient is left to train on, or a fold is empty.
   """
   check_origin(scans)
   real = [s for s in scans if 'simulated' not in s.attributes]
   patients = sorted({s.attributes['patient_id'] for s in real})
   order = np.random.default_rng(seed).permutation(len(patients))
+  if fold and not 2 <= fold[1] <= len(patients):
+    raise ConfigError(
+      'config.training.fold',
+      f'{fold[1]} folds of {len(patients)} patients',
+      'use 2 folds or more, and at most as many as patients',
+    )
   n = round(validation_share * len(patients))
   held_out = {patients[i] for i in (order[fold[0] :: fold[1]] if fold else order[:n])}
   if len(held_out) == len(patients):

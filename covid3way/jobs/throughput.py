@@ -1,0 +1,147 @@
+"""Slice stacks per second: what the loader gives, what devices take, both together."""
+
+import itertools
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from covid3way import progress
+from covid3way.base import ConfigError
+from covid3way.jobs.cohort import open_cohort
+from covid3way.jobs.train import recipe_of, sampling_of
+from covid3way.phantom.plain import plain_chest
+from covid3way.scans import store
+from covid3way.training import loop, pipeline
+from covid3way.training.step import init_state
+
+_SCANS = 4
+_INFECTED = 0.05
+_IN_MEMORY = 4  # Batches that the devices alone are given in turn.
+
+
+def parse(case: str) -> tuple[int, str, int]:
+  """'512-bfloat16-8': voxels a side, precision, devices.
+
+  Raises:
+    ConfigError: it is no such thing.
+  """
+  found = re.fullmatch(r'(\d+)-(float32|bfloat16)-(\d+)', case)
+  if not found or not int(found[3]):
+    remedy = 'use e.g. 512-bfloat16-1: voxels a side, precision, devices'
+    raise ConfigError('config.benchmark.cases', f"'train', {case!r}", remedy)
+  return int(found[1]), found[2], int(found[3])
+
+
+def measure(
+  case: tuple[int, str, int], settings: dict[str, Any], steps: int
+) -> dict[str, Any]:
+  """Slice stacks per second of the xy view, on plain chests.
+
+  `loader`: batches read and thrown away, nothing cached at the start; `devices`: a
+  training on batches that lie in memory; `together`: a training as it is; both after an
+  epoch to warm up; `share`: of the slower one that both together reach.
+
+  Args:
+    case: as of `parse`. On a CPU its devices are virtual, and share its cores.
+    settings: `config.training`.
+    steps: of an epoch.
+
+  Raises:
+    ConfigError: there are not so many devices.
+  """
+  side, precision, n = case
+  if n > 1:
+    jax.config.update('jax_num_cpu_devices', n)
+  devices = jax.devices()[:n]
+  if len(devices) < n or settings['batch_size'] % n:
+    found = f'{n} devices of {len(devices)}, a batch of {settings["batch_size"]}'
+    remedy = 'measure with fewer devices, or change config.training.batch_size'
+    raise ConfigError('config.benchmark.cases', found, remedy)
+  given = {
+    'fold': '',
+    'validation_share': 0.0,
+    'simulated_ratio': 0.0,
+    'patience': 0,
+    'steps_per_epoch': steps,
+    'precision': precision,
+  }
+  settings = ConfigDict(settings | given)
+  with tempfile.TemporaryDirectory() as folder:
+    _write_chests(Path(folder), side)
+    loader = _loader(Path(folder), settings, steps)
+    kept = list(
+      itertools.islice(_batches(Path(folder), settings)(range(steps)), _IN_MEMORY)
+    )
+    alone = _train(
+      Path(folder),
+      settings,
+      lambda numbers: (kept[i % len(kept)] for i in numbers),
+      devices,
+    )
+    together = _train(Path(folder), settings, _batches(Path(folder), settings), devices)
+  return {
+    'device': devices[0].device_kind,
+    'loader_per_s': _rounded(loader),
+    'devices_per_s': _rounded(alone),
+    'together_per_s': _rounded(together),
+    'share': _rounded(together / min(loader, alone)),
+  }
+
+
+def _rounded(value: float) -> float:
+  return float(f'{value:.4g}')
+
+
+def _write_chests(folder: Path, side: int) -> None:
+  signal, lungs, infection = plain_chest(side, _INFECTED)
+  noise = np.random.default_rng(0).normal(0, 0.02, signal.shape)  # As hard to compress.
+  volumes = {'signal': signal + noise, 'lungs': lungs, 'infection': infection}
+  for number in range(_SCANS):
+    name = f'chest-{number}'
+    known = {'scan_id': name, 'patient_id': name}
+    store.write_group(store.group_path(folder, name), volumes, known)
+
+
+def _batches(folder: Path, settings: ConfigDict):
+  """Numbers of steps -> batches, as the train job reads them; a cache of its own."""
+  cohort = open_cohort(folder, settings)
+  slices = cohort.slices(cohort.training, 'xy')
+  sampler = pipeline.Sampler(slices, sampling_of(settings))
+  return lambda numbers: pipeline.read_ahead(
+    sampler,
+    numbers,
+    range(settings.batch_size),
+    threads=settings.reading_threads,
+    batches=settings.batches_ahead,
+  )
+
+
+def _loader(folder: Path, settings: ConfigDict, steps: int) -> float:
+  batches, start = _batches(folder, settings)(range(2 * steps)), time.monotonic()
+  for _ in batches:
+    pass
+  return 2 * steps * settings.batch_size / (time.monotonic() - start)
+
+
+def _train(folder: Path, settings: ConfigDict, batches_of, devices) -> float:
+  cohort = open_cohort(folder, settings)
+  recipe = recipe_of(cohort)
+  state = init_state(recipe, jax.random.key(0), len(settings.offsets_mm))
+  course = loop.train(
+    state,
+    recipe,
+    batches_of,
+    epochs=2,
+    steps_per_epoch=settings.steps_per_epoch,
+    validation=[],
+    on_devices=devices,
+    now=progress.Doing('benchmark'),
+  )
+  *_, (_, _, pace) = course
+  return pace.images_per_s

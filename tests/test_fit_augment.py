@@ -24,11 +24,11 @@ from covid3way.base import (
 )
 from covid3way.jobs import laws, train
 from covid3way.jobs.batch import SomeFailedError
+from covid3way.jobs.cohort import open_cohort
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest, write_manifest
 from covid3way.simulator.parameters import BOUNDS, Bound, as_dict, from_free
-from covid3way.training import pipeline
-from covid3way.training.split import split
+from covid3way.training.slices import Slices
 
 DAYS = {'p1': (0.0, 1.0, 3.0), 'p2': (4.5,)}
 SHAPE = {'space': {'shape': SPACE.shape}}
@@ -102,7 +102,7 @@ def test_every_pair_is_fitted_and_the_first_begins_at_the_invented_start(done):
     assert pair['seconds'] >= 0 and len(pair['history']) >= 1
     assert len(pair['predicted']) == len(pair['bin_edges']) - 1
   assert (done / 'fits' / 'p1.png').stat().st_size > 10_000
-  assert {'jax', 'flax', 'numpy', 'scipy'} == set(fits(done)['versions'])
+  assert {'jax', 'flax', 'numpy', 'scipy'} < set(fits(done)['versions'])
 
 
 def test_histograms_are_those_of_the_infected_voxels(done):
@@ -375,11 +375,11 @@ def test_the_training_pipeline_reads_them_as_it_reads_real_ones(done):
   how = {'target': 'infection', 'region': 'lungs', 'offsets': (-1, 0, 1)}
   for view in ('xy', 'yz', 'xz'):
     one, other = (
-      pipeline.Slices(scans, view=view, window=window, **how)
+      Slices(scans, view=view, window=window, spacing_mm=SPACE.spacing_mm, **how)
       for scans in (real, simulated)
     )
-    assert len(other.foreground)
-    ours, theirs = (s.read(s.foreground[:2]) for s in (other, one))
+    assert all(len(each.foreground) for each in other.candidates)
+    ours, theirs = (s.read(s.all()[:2]) for s in (other, one))
     for name, array in ours.items():
       assert (array.shape, array.dtype) == (theirs[name].shape, theirs[name].dtype)
     assert ours['labels'].any((1, 2)).all()
@@ -387,10 +387,11 @@ def test_the_training_pipeline_reads_them_as_it_reads_real_ones(done):
 
 def test_train_opens_the_store_and_splits_it_by_patient(done):
   config = importlib.import_module('configs.train').get_config('smoke')
-  scans = train._open(done / 'store', config.training)
-  assert len(scans) == 12
+  config.training.validation_share = 0.5
   for seed in range(4):
-    training, validation = split(scans, validation_share=0.5, simulated=True, seed=seed)
+    config.training.seed = seed
+    cohort = open_cohort(done / 'store', config.training)
+    training, validation = cohort.training, cohort.validation
     (held_out,) = {s.attributes['patient_id'] for s in validation}
     assert {s.attributes['patient_id'] for s in training} == {'p1', 'p2'} - {held_out}
     assert not any('simulated' in s.attributes for s in validation)

@@ -256,7 +256,7 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
     ('parts', 0, 'parts: 0; use 1 or more'),
     ('ema_decay', -0.1, 'ema_decay: -0.1; use 0 to 1'),
     ('validation_share', -0.5, 'validation_share: -0.5; use 0 to 1'),
-    ('schedule', 'optax.cosine_decay_schedule', 'learning_rate, steps and warmup_steps'),
+    ('schedule', 'optax.cosine_decay_schedule', 'learning_rate, steps and warmup'),
   ):
     wrong = config.copy_and_resolve_references()
     wrong.training[field] = value

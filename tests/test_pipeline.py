@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from covid3way.base import DamagedFileError
+from covid3way.base import DamagedFileError, InputError
 from covid3way.scans import store
 from covid3way.training import pipeline, views
-from covid3way.training.slices import Slices
+from covid3way.training.slices import Slices, naming
 
 SHAPE = (16, 12, 20)
 WHOLE = tuple(slice(0, n) for n in SHAPE)
@@ -252,6 +252,19 @@ def test_batches_are_read_ahead_in_order(scans):
     expected = sampler.batch(number, range(4))
     for name in expected:
       np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_storage_that_does_not_answer_is_not_a_damaged_scan(scans):
+  with pytest.raises(InputError, match='s0: its storage does not answer'):
+    with naming(scans[0]):
+      raise TimeoutError('600 s')
+
+
+def test_no_slices_to_draw_is_an_error(scans):
+  empty = [store.StoredScan(s.scan_id, s.volumes, {}) for s in scans]
+  known = slices(empty, window=(slice(0, 2), slice(0, 12), slice(0, 20)))
+  with pytest.raises(InputError, match='no slice crosses a lung'):
+    pipeline.Sampler(known, HOW)
 
 
 def test_what_a_reading_thread_meets_names_the_scan(folder, tmp_path):

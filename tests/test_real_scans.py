@@ -14,10 +14,11 @@ import pytest
 from conftest import ROOT, run_job
 
 from covid3way.scans import nifti, source
+from covid3way.segmentation import aggregators
+from covid3way.segmentation.model import Model, ModelSpec, write_model
 from covid3way.segmentation.quantify import LEFT, RIGHT
 from covid3way.standard import space as spaces
 from covid3way.training import views
-from covid3way.training.checkpoints import ModelSpec, write_model
 
 SCANS = ('covid-ct-md/P001', 'covid-ct-md/normal001', 'lung1-003/ct', 'lung-dx-A0002')
 
@@ -117,7 +118,8 @@ def released_size(tmp_path):
     view: spec.network.init(jax.random.key(i), jnp.zeros((1, 16, 16, 5)), train=False)
     for i, view in enumerate(views.NORMAL_AXIS)
   }
-  write_model(tmp_path / 'model', spec, variables, {})
+  model = Model(spec, variables, aggregators.plain(tuple(variables)))
+  write_model(tmp_path / 'model', model, {})
   return tmp_path / 'model'
 
 

@@ -23,7 +23,7 @@ def volumes():
 def test_a_group_comes_back(tmp_path, volumes):
   path = store.group_path(tmp_path, 'p1')
   store.write_group(path, volumes, {'patient_id': 'p1', 'centre': [1.5, 2, 3]})
-  scan = store.open_group(path, cache_bytes=1 << 20)
+  scan = store.open_group(path, chunks=store.cache(1 << 20))
   assert scan.scan_id == 'p1' and scan.shape == (70, 65, 30)
   assert scan.attributes == {'patient_id': 'p1', 'centre': [1.5, 2, 3]}
   assert set(scan.volumes) == {'signal', 'lungs', 'susceptible'}

@@ -39,6 +39,7 @@ def get_config(variant: str = 'simulator'):
     del config.training[field]
   if variant == 'training':
     config.training.update(batch_size=8, open_slabs=8)
+    config.benchmark.steps = 10
     config.benchmark.cases = tuple(
       ('train', f'128-{precision}-{n}')
       for precision in ('float32', 'bfloat16')

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.jobs.cohort import open_cohort
-from covid3way.jobs.train import recipe_of, sampling_of
+from covid3way.jobs.feed import sampling_of
+from covid3way.jobs.train import recipe_of
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
 from covid3way.training import loop, pipeline

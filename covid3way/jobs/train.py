@@ -1,11 +1,9 @@
 """Trains one U-Net per view on stored scans and writes the model directory."""
 
 import dataclasses
-import functools
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,19 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs import augment, export, watching
+from covid3way.jobs import export, watching
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
-from covid3way.scans import store
-from covid3way.scans.store import StoredScan
+from covid3way.jobs.feed import made, reader, validation
 from covid3way.training import (
   checkpoints,
   devices,
   loop,
   optimisers,
-  pipeline,
   preemption,
 )
 from covid3way.training.distort import Distortion
-from covid3way.training.slices import Slices
-from covid3way.training.step import Batch, Recipe, init_state
+from covid3way.training.step import Recipe, init_state
 
 # How fast data comes, not what they are: may change from run to run.
 _READING = ('cache_gib', 'reading_threads', 'batches_ahead')
@@ -141,20 +136,10 @@ def recipe_of(cohort: Cohort) -> Recipe:
     schedule=schedule,
     loss=loss,
     class_weights=tuple(settings.class_weights),
-    distortion=_made(Distortion, settings.distortion),
+    distortion=made(Distortion, settings.distortion),
     average=settings.ema_decay,
     parts=settings.parts,
   )
-
-
-def sampling_of(settings: ConfigDict) -> pipeline.Sampling:
-  """How the batches of a training are drawn."""
-  return _made(pipeline.Sampling, settings)
-
-
-def _made(kind: type, section: ConfigDict) -> Any:
-  """A dataclass whose fields are fields of a config section."""
-  return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
 
 def _train_view(
@@ -182,10 +167,10 @@ def _train_view(
     course = loop.train(
       state,
       recipe,
-      _reader(cohort, view, folder / 'simulated', now),
+      reader(cohort, view, folder / 'simulated', now),
       epochs=settings.epochs,
       steps_per_epoch=settings.steps_per_epoch,
-      validation=_validation(cohort.slices(cohort.validation, view), settings),
+      validation=validation(cohort, view),
       on_devices=jax.devices(),
       now=now,
       stop=stop,
@@ -213,50 +198,6 @@ def _row(epoch: loop.Epoch, pace: loop.Pace) -> dict[str, Any]:
   return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
-def _reader(
-  cohort: Cohort, view: str, folder: Path, now: progress.Doing
-) -> Callable[[range], Iterator[Batch]]:
-  """Numbers of an epoch's steps -> this process's rows of their batches."""
-  settings = cohort.settings
-
-  @functools.lru_cache(maxsize=1)
-  def sampler(number: int | None) -> pipeline.Sampler:
-    scans = cohort.training
-    if number is not None:
-      now.is_('simulating anew')
-      scans = _renewed(cohort, folder, number)
-    now.is_('looking for slices')
-    return pipeline.Sampler(cohort.slices(scans, view), sampling_of(settings))
-
-  def read(numbers: range) -> Iterator[Batch]:
-    every = settings.renew_epochs * settings.steps_per_epoch
-    return pipeline.read_ahead(
-      sampler(numbers.start // every if every else None),
-      numbers,
-      devices.my_rows(settings.batch_size),
-      threads=settings.reading_threads,
-      batches=settings.batches_ahead,
-    )
-
-  return read
-
-
-def _renewed(cohort: Cohort, folder: Path, number: int) -> list[StoredScan]:
-  """The real scans, and simulated ones that no other number has."""
-  real = [s for s in cohort.training if 'simulated' not in s.attributes]
-  patients = {scan.attributes['patient_id'] for scan in real}
-  own = folder / str(number)
-  if devices.is_first():
-    for earlier in set(folder.glob('*')) - {own}:
-      shutil.rmtree(earlier)
-    progress.say(f'simulating anew, {number}')
-    seed = cohort.settings.seed + 1 + number
-    augment.renew(cohort.folder.parent, patients, seed, own)
-  devices.from_first(np.int32(0))  # The others wait.
-  made = store.finished_groups(own)
-  return real + [store.open_group(path, chunks=cohort.chunks) for path in made]
-
-
 def _is_over(figures: Sequence[dict[str, Any]], settings: ConfigDict) -> bool:
   """Whether all epochs are done, or Dice has not improved for `patience` epochs."""
   if len(figures) >= settings.epochs:
@@ -272,20 +213,3 @@ def _line(view: str, epoch: loop.Epoch, pace: loop.Pace, epochs: int) -> str:
     f'Dice {epoch.dice:.3f}, validation Dice {epoch.validation_dice:.3f}, '
     f'{pace.images_per_s:.3g} images/s, {pace.waiting_share:.0%} waiting for data'
   )
-
-
-def _validation(slices: Slices, settings: ConfigDict) -> list[Batch]:
-  """The same slices after every epoch: evenly spread over all there are to draw."""
-  every = slices.all()
-  n, size = min(settings.validation_slices, len(every)), settings.batch_size
-  if not n:
-    return []
-  spread = np.linspace(0, len(every) - 1, n).astype(int)
-  mine, batches = list(devices.my_rows(size)), []
-  for start in range(0, n, size):
-    # The last batch is filled up with slices that do not count.
-    rows = np.arange(start, start + size)
-    batch = slices.read(every[spread[np.minimum(rows, n - 1)]][mine])
-    batch['weights'] &= (rows < n)[mine, None, None]
-    batches.append(batch)
-  return batches

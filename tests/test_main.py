@@ -109,7 +109,8 @@ def test_a_disk_that_takes_no_more_leaves_nothing_half_written(
     assert 'larger than the system allows' in the_line(done, noisy=noisy)
   left = [p for p in tmp_path.rglob('*') if p.is_file()]
   told = {'failures.json', 'quantification.csv', f'{job}.json', 'metrics.jsonl'}
-  assert {p.name for p in left} <= told
+  # A checkpoint that fitted is whole.
+  assert {p.name for p in left if not re.search(r'/step_\d+/', str(p))} <= told
   assert not [p for p in tmp_path.rglob('*') if re.search('partial|-tmp', p.name)]
 
 

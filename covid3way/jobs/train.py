@@ -156,11 +156,11 @@ def _train_view(
     PreemptedError: it was time to stop; what was reached is kept.
   """
   settings, key = cohort.settings, jax.random.key(cohort.settings.seed)
-  with checkpoints.keeping(folder) as keeper:
+  with checkpoints.keeping(folder) as keeper, watching.showing(folder, view) as show:
     state, figures = keeper.last(init_state(recipe, key, len(settings.offsets_mm)))
     state = devices.from_first(state)
     figures = json.loads(devices.text_from_first(json.dumps(figures)))
-    watching.refresh(folder, view, figures)  # It may have been killed before.
+    show(figures)  # It may have been killed before.
     if _is_over(figures, settings):
       return
     now.is_('reading what validates')
@@ -181,7 +181,7 @@ def _train_view(
         progress.say(_line(view, epoch, pace, settings.epochs))
       now.is_('keeping a checkpoint')
       keeper.keep(state, figures)
-      watching.refresh(folder, view, figures)
+      show(figures)
       if _is_over(figures, settings):
         return
     keeper.wait()

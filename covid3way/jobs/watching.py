@@ -1,8 +1,10 @@
 """What a running training shows: a log, a picture, TensorBoard if it is installed."""
 
+import contextlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,37 @@ from covid3way.scans.files import whole
 from covid3way.training import devices
 
 
-def refresh(folder: Path, view: str, figures: Sequence[Mapping[str, Any]]) -> None:
-  """Writes `metrics.jsonl` and `progress.png` anew, whole, and the TensorBoard events.
+@contextlib.contextmanager
+def showing(
+  folder: Path, view: str
+) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+  """Gives a function of the figures so far that renews what is shown, beside the work.
+
+  Writes `metrics.jsonl` and `progress.png` anew, whole, and the TensorBoard events; all
+  are there when the block ends.
 
   Args:
     folder: of one view's training.
     view: that is trained.
-    figures: of every epoch so far.
+
+  Raises:
+    StorageError: the disk refused a write; of the call before.
   """
-  if not figures or not devices.is_first():
-    return
+  running = []
+  with ThreadPoolExecutor(1) as thread:
+
+    def refresh(figures):
+      if running:
+        running.pop().result()
+      if figures and devices.is_first():
+        running.append(thread.submit(_refresh, folder, view, list(figures)))
+
+    yield refresh
+    if running:
+      running.pop().result()
+
+
+def _refresh(folder: Path, view: str, figures: Sequence[Mapping[str, Any]]) -> None:
   with whole(folder / 'metrics.jsonl') as aside:
     aside.write_text(''.join(json.dumps(row) + '\n' for row in figures))
   with whole(folder / 'progress.png') as aside:

@@ -88,9 +88,8 @@ class Keeper:
     try:
       self.wait()
       self._manager.close()
-    except Exception:
+    finally:
       self._clean()
-      raise
 
   def _clean(self) -> None:
     for left in self._folder.glob('*orbax-checkpoint-tmp*'):

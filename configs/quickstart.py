@@ -53,7 +53,7 @@ def get_config(variant: str = ''):
     validation_slices=64,
     validation_share=0.12,
   )
-  config.training.distortion.rotation_degrees = 0.0  # Dearer than it is worth here.
+  config.training.distortion.rotation_degrees = 0.0  # All phantoms lie straight.
   config.prediction.update(batch_size=8, keep_views=True)
   if variant == 'smoke':
     config.space.shape = (64, 64, 96)

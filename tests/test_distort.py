@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from jax.scipy.ndimage import map_coordinates
+from scipy import ndimage
 
 from covid3way.training import distort as distorting
 from covid3way.training.distort import Distortion, distort
@@ -141,13 +141,23 @@ def test_nothing_is_counted_where_the_plane_was_left():
   assert not weight.all() and weight[12, 10]
 
 
-def test_sampling_is_that_of_scipy(rng):
+def test_values_come_from_where_scipy_takes_them(rng):
+  """All distortions of place at once, against scipy at the same places."""
+  how = only(rotation_degrees=20.0, zoom=0.1, elastic_mm=1.0)
   stack, label = stack_of(rng), rng.random(SHAPE) > 0.5
-  at = tuple(rng.uniform(-2, n + 1, SHAPE).astype(np.float32) for n in SHAPE)
-  linear = np.stack(
-    [map_coordinates(stack[..., i], at, order=1, mode='nearest') for i in range(3)], -1
+  ramps = [np.broadcast_to(r, SHAPE) for r in np.ogrid[: SHAPE[0], : SHAPE[1]]]
+  # Ramps that go on beyond the plane: what they give is the place itself.
+  place = distorting._coordinates(
+    jax.random.split(jax.random.key(3), 3)[1], SHAPE, how, np.ones(2)
   )
-  np.testing.assert_allclose(distorting._linear(stack, at), linear, atol=1e-5)
-  (nearest,) = distorting._nearest(label[..., None], at)
-  expected = map_coordinates(label.astype(np.uint8), at, order=0, mode='constant')
-  np.testing.assert_array_equal(nearest, expected > 0)
+  got, mask, weight = apply(how, 3, np.stack([*ramps, stack[..., 0]], -1), label)
+  place = [np.asarray(p) for p in place]
+  inside = [(p >= 0) & (p <= n - 1) for p, n in zip(place, SHAPE, strict=True)]
+  inside = inside[0] & inside[1]
+  for axis in range(2):
+    np.testing.assert_allclose(got[inside, axis], place[axis][inside], atol=1e-4)
+  linear = ndimage.map_coordinates(stack[..., 0], place, order=1, mode='nearest')
+  np.testing.assert_allclose(got[..., 2], linear, atol=1e-5)
+  nearest = ndimage.map_coordinates(label.astype(np.uint8), np.round(place), order=0)
+  np.testing.assert_array_equal(mask, nearest > 0)
+  np.testing.assert_array_equal(weight[inside], True)

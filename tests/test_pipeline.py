@@ -12,7 +12,7 @@ import tensorstore as ts
 from covid3way.base import DamagedFileError, InputError
 from covid3way.scans import store
 from covid3way.training import pipeline, views
-from covid3way.training.slices import Slices, naming
+from covid3way.training.slices import Slices, find_candidates, naming
 
 SHAPE = (16, 12, 20)
 WHOLE = tuple(slice(0, n) for n in SHAPE)
@@ -51,14 +51,14 @@ def scans(folder):
 
 
 def slices(scans, view='xy', *, offsets=(-2, 0, 2), region='lungs', window=WHOLE):
+  masks = {'target': 'infection', 'region': region, 'window': window}
   return Slices(
     scans,
+    [find_candidates(scan, **masks)[view] for scan in scans],
     view=view,
-    target='infection',
-    region=region,
     offsets=offsets,
-    window=window,
     spacing_mm=(0.5, 1.0, 2.0),
+    **masks,
   )
 
 

@@ -1,7 +1,7 @@
 """A training that is killed or told to stop ends as if it had not been."""
 
+import dataclasses
 import functools
-import json
 import os
 import random
 import re
@@ -17,6 +17,7 @@ from conftest import finish, start_program
 
 from covid3way.jobs import watching
 from covid3way.segmentation.model import read_model
+from covid3way.training.loop import Pace
 
 STEPS, EPOCHS = 5, 3
 
@@ -46,9 +47,8 @@ def undisturbed(quickstart, tmp_path_factory):
 
 def log_of(workdir):
   """What its log says, but for how fast it went."""
-  path = workdir / 'training' / 'xy' / 'metrics.jsonl'
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
-  pace = ('images_per_s', 'waiting_share', 'seconds')
+  rows = watching.rows(workdir / 'training' / 'xy')
+  pace = [field.name for field in dataclasses.fields(Pace)]
   return [{k: v for k, v in row.items() if k not in pace} for row in rows]
 
 
@@ -173,18 +173,16 @@ def test_four_devices_train_as_one_does_and_may_become_one_on_the_way(
   kill(process)
   assert max(kept(fewer)[0]) < STEPS * EPOCHS
   finish(start(fewer, quickstart, *SGD))
-  wanted = state_of(one, STEPS * EPOCHS)
+  wanted, close = state_of(one, STEPS * EPOCHS), np.testing.assert_allclose
   rows = watching.rows(one / 'training' / 'xy')
   assert sum(STEPS * row['update_norm'] for row in rows) > 1e-2  # They did move.
   for other in (four, fewer):
     got = state_of(other, STEPS * EPOCHS)
     for part in ('variables', 'averaged'):
       for kind, rtol in (('params', 0), ('batch_stats', 1e-4)):
-        close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-5)
-        jax.tree.map(close, got[part][kind], wanted[part][kind])
+        near = functools.partial(close, rtol=rtol, atol=1e-5)
+        jax.tree.map(near, got[part][kind], wanted[part][kind])
     params, known = (
-      {view: each['params'] for view, each in read_model(w / 'model').variables.items()}
-      for w in (other, one)
+      read_model(w / 'model').variables['xy']['params'] for w in (other, one)
     )
-    parameters = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
-    jax.tree.map(parameters, params, known)
+    jax.tree.map(functools.partial(close, rtol=0, atol=1e-5), params, known)

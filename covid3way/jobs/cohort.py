@@ -1,7 +1,9 @@
 """The scans of a store that a training is about, and the networks they ask for."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from covid3way.scans import store
 from covid3way.scans.store import StoredScan
 from covid3way.segmentation.model import ModelSpec
 from covid3way.training import views
-from covid3way.training.slices import Slices
+from covid3way.training.slices import Candidates, Slices, find_candidates
 from covid3way.training.split import split
 
 
@@ -37,21 +39,34 @@ class Cohort:
   spec: ModelSpec
   settings: ConfigDict
 
+  @functools.cached_property
+  def _masks(self) -> dict[str, Any]:
+    """What of a scan's masks is looked at."""
+    window = views.central_window(
+      self.settings.extent_mm,
+      self.spec.space_shape,
+      self.spec.space.spacing_mm,
+      stride=self.spec.network.stride,
+    )
+    region = self.settings.region
+    return {'target': self.spec.target, 'region': region, 'window': window}
+
+  @functools.cached_property
+  def _candidates(self) -> Callable[[StoredScan], dict[str, Candidates]]:
+    """Of a scan: found once for all views."""
+    return functools.lru_cache(maxsize=4096)(
+      lambda scan: find_candidates(scan, **self._masks)
+    )
+
   def slices(self, scans: list[StoredScan], view: str) -> Slices:
     """The slices of a view in some of the scans."""
     return Slices(
       scans,
+      [self._candidates(scan)[view] for scan in scans],
       view=view,
-      target=self.spec.target,
-      region=self.settings.region,
       offsets=self.spec.offsets_voxels(view),
-      window=views.central_window(
-        self.settings.extent_mm,
-        self.spec.space_shape,
-        self.spec.space.spacing_mm,
-        stride=self.spec.network.stride,
-      ),
       spacing_mm=self.spec.space.spacing_mm,
+      **self._masks,
     )
 
   def ids(self) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Writes the model directory of a training: its best networks and their aggregator."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ from covid3way.segmentation import aggregators, choosing
 from covid3way.segmentation.model import Model, write_model
 from covid3way.segmentation.three_way import probability_map
 from covid3way.training import checkpoints
+from covid3way.training.loop import Pace
 from covid3way.training.slices import TIMEOUT_S, naming
 
-_TIMING = ('images_per_s', 'waiting_share', 'seconds')
+# Another run of the same training has others.
+_TIMING = [field.name for field in dataclasses.fields(Pace)]
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -109,14 +112,15 @@ def _choose(
           scan.volumes[name].read().result(TIMEOUT_S)
           for name in ('signal', 'lungs', model.spec.target)
         )
-      region = lungs > 0 if cohort.settings.region == 'lungs' else np.ones_like(lungs)
+      everywhere = cohort.settings.region == 'all'
+      region = np.ones(lungs.shape, bool) if everywhere else lungs > 0
       maps = {
         view: probability_map(
           model, view, jnp.asarray(signal), region, batch_size=batch_size
         )
         for view in model.variables
       }
-      tallies.append(choosing.tally(maps, target > 0, region > 0))
+      tallies.append(choosing.tally(maps, target > 0, region))
     now.is_('comparing')
     return choosing.choose(
       tallies,

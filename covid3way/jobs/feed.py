@@ -24,11 +24,6 @@ def made(kind: type, section: ConfigDict) -> Any:
   return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
 
-def sampling_of(settings: ConfigDict) -> pipeline.Sampling:
-  """How the batches of a training are drawn."""
-  return made(pipeline.Sampling, settings)
-
-
 def reader(
   cohort: Cohort, view: str, folder: Path, now: progress.Doing
 ) -> Callable[[range], Iterator[Batch]]:
@@ -42,7 +37,8 @@ def reader(
       now.is_('simulating anew')
       scans = _renewed(cohort, folder, number)
     now.is_('looking for slices')
-    return pipeline.Sampler(cohort.slices(scans, view), sampling_of(settings))
+    sampling = made(pipeline.Sampling, settings)
+    return pipeline.Sampler(cohort.slices(scans, view), sampling)
 
   def read(numbers: range) -> Iterator[Batch]:
     every = settings.renew_epochs * settings.steps_per_epoch
@@ -69,8 +65,8 @@ def _renewed(cohort: Cohort, folder: Path, number: int) -> list[StoredScan]:
     seed = cohort.settings.seed + 1 + number
     augment.renew(cohort.folder.parent, patients, seed, own)
   devices.from_first(np.int32(0))  # The others wait.
-  made = store.finished_groups(own)
-  return real + [store.open_group(path, chunks=cohort.chunks) for path in made]
+  groups = store.finished_groups(own)
+  return real + [store.open_group(path, chunks=cohort.chunks) for path in groups]
 
 
 def validation(cohort: Cohort, view: str) -> list[Batch]:

@@ -4,6 +4,7 @@ import itertools
 import re
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.jobs.cohort import open_cohort
-from covid3way.jobs.feed import sampling_of
+from covid3way.jobs.feed import reader
 from covid3way.jobs.train import recipe_of
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
-from covid3way.training import loop, pipeline
-from covid3way.training.step import init_state
+from covid3way.training import loop
+from covid3way.training.step import Batch, init_state
 
 _SCANS = 4
 _INFECTED = 0.05
@@ -68,6 +69,7 @@ def measure(
     'fold': '',
     'validation_share': 0.0,
     'simulated_ratio': 0.0,
+    'renew_epochs': 0,
     'patience': 0,
     'steps_per_epoch': steps,
     'precision': precision,
@@ -109,18 +111,10 @@ def _write_chests(folder: Path, side: int) -> None:
     store.write_group(store.group_path(folder, name), volumes, known)
 
 
-def _batches(folder: Path, settings: ConfigDict):
+def _batches(folder: Path, settings: ConfigDict) -> Callable[[range], Iterator[Batch]]:
   """Numbers of steps -> batches, as the train job reads them; a cache of its own."""
-  cohort = open_cohort(folder, settings)
-  slices = cohort.slices(cohort.training, 'xy')
-  sampler = pipeline.Sampler(slices, sampling_of(settings))
-  return lambda numbers: pipeline.read_ahead(
-    sampler,
-    numbers,
-    range(settings.batch_size),
-    threads=settings.reading_threads,
-    batches=settings.batches_ahead,
-  )
+  now = progress.Doing('benchmark')
+  return reader(open_cohort(folder, settings), 'xy', folder / 'simulated', now)
 
 
 def _loader(folder: Path, settings: ConfigDict, steps: int) -> float:

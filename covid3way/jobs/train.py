@@ -18,13 +18,7 @@ from covid3way.jobs import export, watching
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
-from covid3way.training import (
-  checkpoints,
-  devices,
-  loop,
-  optimisers,
-  preemption,
-)
+from covid3way.training import checkpoints, devices, loop, optimisers, preemption
 from covid3way.training.distort import Distortion
 from covid3way.training.step import Recipe, init_state
 
@@ -69,12 +63,12 @@ def check_shares(settings: ConfigDict) -> None:
   Raises:
     ConfigError: by the devices, their parts, the open slabs or the processes.
   """
-  n = jax.local_device_count()
-  if jax.device_count() != n * jax.process_count():
-    found, remedy = f'{n} of {jax.device_count()} devices here', 'use as many in each'
+  own, every = jax.local_device_count(), jax.device_count()
+  if every != own * jax.process_count():
+    found, remedy = f'{own} of {every} devices here', 'use as many in each process'
     raise ConfigError('--num_processes', found, remedy)
   for field, n, among in (
-    ('batch_size', jax.device_count() * settings.parts, 'devices times parts'),
+    ('batch_size', every * settings.parts, 'devices times parts'),
     ('batch_size', settings.open_slabs, 'config.training.open_slabs'),
     ('open_slabs', jax.process_count(), 'processes'),
   ):

@@ -29,7 +29,7 @@ _DTYPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class StoredScan:
   """A group opened for reading; slices are read on demand.
 

@@ -5,6 +5,7 @@ beside the training; a checkpoint appears whole or not at all.
 """
 
 import contextlib
+import operator
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,10 @@ class Keeper:
     self._folder = folder
     folder.mkdir(parents=True, exist_ok=True)
     self._clean()  # A killed process may have left something.
-    best = policies.BestN(get_metric_fn=lambda m: m['validation_dice'], n=1)
+    dice = operator.itemgetter('validation_dice')
+    best = policies.BestN(get_metric_fn=dice, n=1)
     options = ocp.CheckpointManagerOptions(
-      best_fn=lambda m: m['validation_dice'],
+      best_fn=dice,  # Without it metrics are not written at all.
       preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
       step_prefix='step',
       create=False,

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,13 @@ def distort(
     stack, label, weight = _flip(flip_key, stack, label, weight)
   if how.rotation_degrees or how.zoom or how.elastic_mm:
     at = _coordinates(warp_key, label.shape, how, pixel_mm)
-    stack = _linear(stack, at)
-    label, weight = _nearest(jnp.stack([label, weight], axis=-1), at)
+    stack = jax.vmap(
+      lambda plane: map_coordinates(plane, at, order=1, mode='nearest'), -1, -1
+    )(stack)
+    label, weight = (
+      map_coordinates(mask.astype(jnp.uint8), at, order=0, mode='constant') > 0
+      for mask in (label, weight)
+    )
   return _signal(signal_key, stack, how), label, weight
 
 
@@ -94,38 +100,6 @@ def _coordinates(key, shape, how: Distortion, pixel_mm) -> tuple[jax.Array, jax.
     field = jax.image.resize(field, (2, *shape), 'cubic')
     mm = [m + f for m, f in zip(mm, field, strict=True)]
   return tuple(m / p + c for m, p, c in zip(mm, pixel_mm, centres, strict=True))
-
-
-def _linear(planes: jax.Array, at: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """(h, w, d) at (h, w) places, bilinear; beyond the edge, its value.
-
-  All d values of a place are fetched together: with `map_coordinates`, plane by plane,
-  a training step takes three times as long on a CPU.
-  """
-  low = [jnp.floor(a) for a in at]
-  (fy, fx), (y, x) = [a - b for a, b in zip(at, low, strict=True)], low
-  total = 0.0
-  for dy, wy in ((0, 1 - fy), (1, fy)):
-    for dx, wx in ((0, 1 - fx), (1, fx)):
-      total += (wy * wx)[..., None] * _fetch(planes, y + dy, x + dx)
-  return total
-
-
-def _nearest(
-  planes: jax.Array, at: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, ...]:
-  """(h, w, n) bool at the nearest of (h, w) places; False beyond the edge."""
-  y, x = (jnp.round(a) for a in at)
-  h, w, n = planes.shape
-  inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
-  fetched = _fetch(planes, y, x) & inside[..., None]
-  return tuple(fetched[..., i] for i in range(n))
-
-
-def _fetch(planes: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-  h, w, n = planes.shape
-  index = jnp.clip(y, 0, h - 1) * w + jnp.clip(x, 0, w - 1)
-  return planes.reshape(h * w, n)[index.astype(jnp.int32)]
 
 
 def _signal(key, stack: jax.Array, how: Distortion) -> jax.Array:

@@ -149,7 +149,7 @@ def _asks_to_stop(metrics: Mapping[str, jax.Array], number: int, what: str) -> b
   Raises:
     TrainingError: its loss or a norm is not finite.
   """
-  values = {name: float(metrics[name]) for name in (*METRICS, 'stop')}
+  values = {k: float(v) for k, v in jax.device_get(metrics).items()}
   if not all(math.isfinite(value) for value in values.values()):
     known = ', '.join(f'{name} {values[name]:.4g}' for name in METRICS)
     raise TrainingError(

@@ -19,7 +19,8 @@ import grain
 import numpy as np
 
 from covid3way.base import InputError
-from covid3way.training.slices import Candidates, Slices, slab_of
+from covid3way.scans.store import CHUNK_VOXELS
+from covid3way.training.slices import Candidates, Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _slabs(
     present = [(indices, 1.0) for indices, _ in present]
   indices = np.concatenate([i for i, _ in present] or [np.empty(0, int)])
   chances = np.concatenate([np.full(len(i), s / len(i)) for i, s in present] or [[]])
-  slabs = slab_of(indices)
+  slabs = indices // CHUNK_VOXELS
   return {
     int(slab): (indices[slabs == slab], chances[slabs == slab])
     for slab in np.unique(slabs[chances > 0])

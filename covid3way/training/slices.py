@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from covid3way.base import DamagedFileError, InputError
-from covid3way.scans.store import CHUNK_VOXELS, StoredScan
+from covid3way.scans.store import StoredScan
 from covid3way.training import views
 
 TIMEOUT_S = 600.0  # A disk that has not answered by then will not.
@@ -26,6 +26,37 @@ class Candidates:
   background: np.ndarray
 
 
+def find_candidates(
+  scan: StoredScan, *, target: str, region: str, window: tuple[slice, slice, slice]
+) -> dict[str, Candidates]:
+  """The candidates of each view; reads the scan's masks once for all of them.
+
+  Args:
+    scan: of a store.
+    target: name of the mask that is learned.
+    region: `lungs`, where slices have to cross them, or `all`.
+    window: of the volume, outside of which nothing is looked for.
+
+  Raises:
+    InputError, DamagedFileError: the masks cannot be read.
+  """
+  with naming(scan):
+    lungs, wanted = (
+      scan.volumes[name][window].read().result(TIMEOUT_S) > 0
+      for name in ('lungs', target)
+    )
+  counted = lungs if region == 'lungs' else np.ones_like(lungs)
+  found = {}
+  for view, axis in views.NORMAL_AXIS.items():
+    others = tuple(a for a in range(3) if a != axis)
+    target_in, region_in = wanted.any(axis=others), counted.any(axis=others)
+    found[view] = Candidates(
+      window[axis].start + np.flatnonzero(target_in),
+      window[axis].start + np.flatnonzero(region_in & ~target_in),
+    )
+  return found
+
+
 class Slices:
   """The slices of a view in some scans.
 
@@ -37,6 +68,7 @@ class Slices:
   def __init__(
     self,
     scans: Sequence[StoredScan],
+    candidates: Sequence[Candidates],
     *,
     view: str,
     target: str,
@@ -45,25 +77,12 @@ class Slices:
     window: tuple[slice, slice, slice],
     spacing_mm: tuple[float, float, float],
   ):
-    self.scans, self._offsets, self._window = scans, offsets, window
+    self.scans, self.candidates = scans, candidates
+    self._offsets, self._window = offsets, window
     self._target, self._region = target, region
     self._axis = views.NORMAL_AXIS[view]
     pixel_mm = [mm for a, mm in enumerate(spacing_mm) if a != self._axis]
     self._pixel_mm = np.array(pixel_mm, np.float32)
-    self.candidates = [self._candidates(scan) for scan in scans]
-
-  def _candidates(self, scan: StoredScan) -> Candidates:
-    others = tuple(a for a in range(3) if a != self._axis)
-    with naming(scan):
-      lungs, wanted = (
-        (scan.volumes[name][self._window].read().result(TIMEOUT_S) > 0).any(axis=others)
-        for name in ('lungs', self._target)
-      )
-    counted = lungs if self._region == 'lungs' else np.ones_like(lungs)
-    first = self._window[self._axis].start
-    return Candidates(
-      first + np.flatnonzero(wanted), first + np.flatnonzero(counted & ~wanted)
-    )
 
   def all(self) -> np.ndarray:
     """(n, 2) scan and slice numbers of all candidates, foreground first."""
@@ -144,8 +163,3 @@ def naming(scan: StoredScan) -> Iterator[None]:
       f'cannot be read from the store ({type(error).__name__})',
       'remove its group and preprocess again',
     ) from error
-
-
-def slab_of(index: np.ndarray) -> np.ndarray:
-  """Number of the layer of cubes that a slice lies in."""
-  return index // CHUNK_VOXELS

@@ -3,7 +3,7 @@
   python -m covid3way.main --config=configs/predict.py --workdir=runs/results \
     --config.model=runs/quickstart/model --config.input=DICOM_FOLDER
 
-A chest of 148 slices took 22 s on 2 cores with the quickstart's model, and 6 minutes
+A chest of 148 slices took 13 s on 2 cores with the quickstart's model, and 2 min 40 s
 and 4.4 GiB at 512 x 512 x 512 voxels with networks of the released size.
 
 `input` is a DICOM folder, a folder of such folders, a zip, a NIfTI file or a manifest.

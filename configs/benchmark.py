@@ -25,7 +25,7 @@ from configs import default
 
 # Of a training, and of no use here.
 _UNUSED = ('views', 'patience', 'validation_slices', 'validation_share', 'fold')
-_UNUSED += ('simulated_ratio', 'renew_epochs')
+_UNUSED += ('simulated_ratio', 'renew_epochs', 'split')
 
 
 def get_config(variant: str = 'simulator'):

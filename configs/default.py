@@ -18,6 +18,60 @@ SMOKE_TRAINING = {
   'validation_share': 0.34,
 }
 
+# What each method's authors publish, where it differs from the default, which is the
+# three-way method's. Signals are normalised alike for all, so MPUnet's robust scaling
+# is left out; epochs are of `steps_per_epoch` batches, which none of them states.
+METHODS = {
+  'three_way': {},
+  'unet_2d': {'views': ('xy',), 'features': (20, 40, 80, 160, 320)},
+  'h_dense_unet': {
+    'views': ('planes', 'volumes', 'hybrid'),
+    'features': (96, 48, 32, 64),
+    'patch_voxels': (224, 224, 12),
+    'batch_size': 4,
+    'open_slabs': 4,
+    'optimiser': 'covid3way.training.optimisers.momentum_sgd',
+    'schedule': 'covid3way.training.optimisers.poly',
+    'learning_rate': 1e-3,
+  },
+  'mpunet': {
+    'views': ('oblique',),
+    'features': (90, 181, 362, 724, 1448),
+    'batch_size': 2,
+    'open_slabs': 2,
+    'epochs': 20,
+    'foreground_share': 0.5,
+    'loss': 'covid3way.training.losses.generalised_dice_loss',
+    'schedule': 'covid3way.training.optimisers.constant',
+    'learning_rate': 5e-5,
+    'distortion': {'elastic_mm': 4.0},
+  },
+  'unet_3d': {
+    'views': ('volume',),
+    'features': (32, 64, 128, 256),
+    'batch_size': 1,
+    'open_slabs': 1,
+    'optimiser': 'covid3way.training.optimisers.adam_halved_on_plateau',
+    'schedule': 'covid3way.training.optimisers.constant',
+    'learning_rate': 2e-4,
+    'weight_decay': 1e-4,
+    'validation_slices': 32,
+    'distortion': {'elastic_mm': 4.0},
+  },
+  'vnet_3d': {
+    'views': ('volume',),
+    'features': (16, 32, 64, 128),
+    'batch_size': 2,
+    'open_slabs': 2,
+    'loss': 'covid3way.training.losses.dice_loss',
+    'optimiser': 'covid3way.training.optimisers.heavy_momentum_sgd',
+    'schedule': 'covid3way.training.optimisers.constant',
+    'learning_rate': 1e-4,
+    'validation_slices': 32,
+    'distortion': {'elastic_mm': 4.0},
+  },
+}
+
 
 def get_config() -> ConfigDict:
   """All sections; `pick` takes those that a job reads."""
@@ -25,9 +79,16 @@ def get_config() -> ConfigDict:
   config.input = ''  # DICOM folder, zip, NIfTI file or manifest CSV; or a store.
   config.infection_mask = ''  # NIfTI file of the input, for simulate.
   config.model = ''  # A model directory, as train and quickstart write it.
+  config.predictions = ''  # Predicted masks, for evaluate.
+  config.format = 'slices'  # Of the input, for convert; see configs/convert.py.
+  config.infection_labels = ''  # Names of labels of nnU-Net, separated by commas.
+  config.spacing = ''  # CSV file of `slices`: patient,x_mm,y_mm,z_mm; '': assumed.
 
   # Standard space: 334 x 334 x 512 mm in this many voxels.
   config.space = ConfigDict({'shape': (512, 512, 512)})
+  # An ablation (Table VII): not empty, nothing is normalised. Every scan is taken to
+  # have voxels of this size, so that it is only padded or cut, and the default window.
+  config.space.padded_mm = ()
 
   # Lung window of Eq. (1): manifest, else scanner table, else header, else this.
   config.window = ConfigDict()
@@ -92,19 +153,27 @@ def get_config() -> ConfigDict:
 
   # Training; the paper's own settings where it gives them.
   config.training = ConfigDict()
+  # three_way, unet_2d, h_dense_unet, mpunet, unet_3d or vnet_3d; `configs/train.py`
+  # has each one's published settings.
+  config.training.method = 'three_way'
   config.training.target = 'infection'  # or 'lungs'
   config.training.region = 'lungs'  # Where the loss is counted; or 'all'.
-  config.training.views = ('xy', 'yz', 'xz')
+  config.training.views = ('xy', 'yz', 'xz')  # Networks, or stages, of the method.
   # Middle of the standard space that is trained on, along x, y, z.
   config.training.extent_mm = (334.0, 334.0, 512.0)
   config.training.offsets_mm = (-5.0, -2.0, 0.0, 2.0, 5.0)
-  config.training.features = (16, 32, 64, 128, 256)
+  config.training.features = (16, 32, 64, 128, 256)  # Channels; see the network.
+  config.training.width = 1.0  # Factor of all channels.
+  config.training.patch_voxels = (128, 128, 128)  # Of methods that see sub-volumes.
+  config.training.planes = 6  # Directions, of the method that sees oblique planes.
   config.training.seed = 0
 
   # Who trains and who validates, by patient.
   config.training.validation_share = 0.15  # Of the patients; or folds:
   config.training.fold = ''  # 'k/n': the k-th (0 to n - 1) of n folds validates.
-  config.training.validation_slices = 256
+  # A JSON file with lists of scan ids instead: `training`, `validation`, `test`.
+  config.training.split = ''
+  config.training.validation_slices = 256  # Or sub-volumes or planes.
 
   # What a batch is drawn from.
   config.training.batch_size = 64  # On all devices of all hosts together.
@@ -171,6 +240,27 @@ def get_config() -> ConfigDict:
   config.benchmark.transitions = 200
   config.benchmark.repeats = 3  # Warm runs, whose median counts.
   config.benchmark.steps = 30  # Of a training, measured after as many to warm up.
+
+  # Evaluation of predicted masks against references.
+  config.evaluation = ConfigDict()
+  # Own grid, standard space (of `config.space`), own grid dilated by 3 x 3 x 3 voxels.
+  config.evaluation.kinds = ('native', 'standard', 'dilated')
+
+  # Cross-validation: methods x ratios x folds, and ablations of the three-way method.
+  config.crossval = ConfigDict()
+  config.crossval.methods = tuple(METHODS)
+  config.crossval.ratios = (2.0,)  # Simulated scans per real one.
+  # padded (no normalisation), unaugmented, xy, yz, xz (that view alone), offsets_0,
+  # offsets_2, offsets_5_10 (other slices in a stack); all at the first ratio.
+  config.crossval.ablations = ('padded', 'unaugmented', 'xy', 'yz', 'xz')
+  # Voxels that the ablation takes every scan to have: the paper's standard ones.
+  config.crossval.padded_mm = (334 / 512, 334 / 512, 1.0)
+  config.crossval.by = 'patient'  # Folds; or leave one 'site' or 'scanner' out.
+  config.crossval.folds = 5
+  config.crossval.splits = ''  # An nnU-Net `splits_final.json` to use instead.
+  config.crossval.seed = 0
+  config.crossval.processes = 1  # Trainings at a time.
+  config.crossval.settings = METHODS  # What differs from `config.training`, by method.
 
   # Quickstart.
   config.held_out_patients = 4  # Predicted, never trained on.

@@ -3,6 +3,14 @@
   python -m covid3way.main --config=configs/train.py --workdir=runs/model \
     --config.input=runs/cohort/store
 
+Another method, with its published settings:
+
+  python -m covid3way.main --config=configs/train.py:method=unet_3d ...
+
+`method` is one of three_way, unet_2d, h_dense_unet, mpunet, unet_3d and vnet_3d.
+`features` of the three-way method are those of the released networks (1.94 million
+parameters each); (20, 40, 80, 160, 320) are about those of the paper (2.9 million).
+
 The defaults are meant for accelerators and were not timed; the quickstart's diff trains
 on 2 cores in minutes.
 
@@ -17,10 +25,21 @@ from configs import default
 
 
 def get_config(variant: str = ''):
-  """`configs/train.py:smoke` trains two tiny epochs."""
+  """`configs/train.py:smoke` trains two tiny epochs, `:method=NAME` another method."""
+  method = variant.removeprefix('method=') if variant.startswith('method=') else ''
+  if method and method not in default.METHODS:
+    known = ', '.join(default.METHODS)
+    raise ValueError(f'there is no method {method!r}, only {known}')
   config = default.pick(
-    'train', variant, 'input', 'training', 'aggregation', 'prediction.batch_size'
+    'train',
+    '' if method else variant,
+    'input',
+    'training',
+    'aggregation',
+    'prediction.batch_size',
   )
+  if method:
+    config.training.update(default.METHODS[method], method=method)
   if variant == 'smoke':
     config.training.update(default.SMOKE_TRAINING)
   return config

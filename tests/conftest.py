@@ -45,12 +45,15 @@ def real_data() -> pathlib.Path:
 def quickstart(tmp_path_factory) -> pathlib.Path:
   """The workdir of the quickstart's smoke variant: cohort, store, model, results.
 
-  And `serial/`, serial scans of one patient, and `single/`, one scan.
+  And `serial/`, serial scans of one patient, `single/`, one scan, and `several/`, four
+  patients.
   """
   workdir = tmp_path_factory.mktemp('quickstart')
   run_job('quickstart', workdir)
   serial_scans.write_cohort(workdir / 'serial', s1=(0.0, 1.0))
   serial_scans.write_cohort(workdir / 'single', s2=(0.0,))
+  days = {'a': (0.0, 1.0), 'b': (0.0,), 'c': (0.0,), 'd': (0.0,)}
+  serial_scans.write_cohort(workdir / 'several', **days)
   return workdir
 
 
@@ -106,6 +109,16 @@ def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
     'simulate': {'input': str(quickstart / 'single' / 'manifest.csv')},
     'train': {'input': str(quickstart / 'store')},
     'export': {},
+    'convert': {
+      'input': str(quickstart / 'cohort' / 'manifest.csv'),
+      'format': 'to-nnunet',
+    },
+    'evaluate': {
+      'input': str(quickstart / 'cohort' / 'manifest.csv'),
+      'predictions': str(quickstart / 'predictions'),
+    },
+    'crossval': {'input': str(quickstart / 'several' / 'manifest.csv')},
+    'report': {},
     'predict': {
       'input': str(quickstart / 'held_out.csv'),
       'model': str(quickstart / 'model'),

@@ -94,6 +94,10 @@ def write_patient(
 
 def write_cohort(folder: Path, **days: tuple[float, ...]) -> Path:
   """Writes patients by name, each scanned at these days; returns the manifest."""
-  rows = [r for p, d in days.items() for r in write_patient(folder, p, d)]
+  rows = [
+    row
+    for seed, (patient_id, at) in enumerate(days.items())
+    for row in write_patient(folder, patient_id, at, seed)
+  ]
   write_manifest(folder / 'manifest.csv', rows)
   return folder / 'manifest.csv'

@@ -48,8 +48,9 @@ recipe = steps.Recipe(
   Distortion(True, 10.0, 0.0, 0.0, 8, 0.0, 0.0, 0.1), average=0.9)
 rows = list(devices.my_rows(8))
 results = []
+fresh = steps.fresh_variables(recipe.network, jax.random.key(0), (2, 2, 5))
 for n in counts:
-  state = steps.init_state(recipe, jax.random.key(0), 5)
+  state = steps.init_state(recipe, fresh)
   step = devices.parallel(steps.make_step(recipe), jax.devices()[:n])
   evaluate = devices.parallel(steps.make_evaluate(recipe.network), jax.devices()[:n])
   for batch in batches:
@@ -60,8 +61,7 @@ for n in counts:
            state.opt_state, state.sums)
   flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in parts]
   results.append([f.tolist() for f in flat] + [[dice]])
-start = steps.init_state(recipe, jax.random.key(0), 5)
-start = jax.tree.leaves(start.variables['params'])
+start = jax.tree.leaves(fresh['params'])
 moved = np.concatenate([np.ravel(x) for x in start])
 with open(sys.argv[4], 'w') as file:
   json.dump({'devices': jax.device_count(), 'results': results,

@@ -1,4 +1,4 @@
-"""Distortion of slice stacks: known answers, then label and stack together."""
+"""Distortion of slice stacks and volumes: known answers, then all together."""
 
 import dataclasses
 
@@ -161,3 +161,85 @@ def test_values_come_from_where_scipy_takes_them(rng):
   nearest = ndimage.map_coordinates(label.astype(np.uint8), np.round(place), order=0)
   np.testing.assert_array_equal(mask, nearest > 0)
   np.testing.assert_array_equal(weight[inside], True)
+
+
+SIDES = (12, 10, 8)
+VOXEL_MM = (1.0, 0.8, 1.5)
+
+
+def volume_of(rng):
+  return rng.normal(size=(*SIDES, 1)).astype(np.float32)
+
+
+def test_a_volume_has_its_eight_mirror_images_each_as_often(rng):
+  volume, label = volume_of(rng), rng.random(SIDES) > 0.5
+  seen = {}
+  for seed in range(160):
+    got, mask, _ = apply(only(flips=True), seed, volume, label, None, VOXEL_MM)
+    for number in range(8):
+      mirror = tuple(np.s_[:: 1 - 2 * (number >> bit & 1)] for bit in range(3))
+      if np.array_equal(got, volume[mirror]):
+        np.testing.assert_array_equal(mask, label[mirror])
+        seen[number] = seen.get(number, 0) + 1
+  assert sum(seen.values()) == 160
+  assert len(seen) == 8 and max(seen.values()) < 37 and min(seen.values()) > 3
+
+
+def places_of(how, seed):
+  """Where the values of a volume come from, (3, x, y, z) mm from its middle."""
+  draw = jax.jit(distorting._coordinates, static_argnums=(1, 2))
+  place = draw(jax.random.key(seed), SIDES, how, np.array(VOXEL_MM))
+  return from_middle(np.stack(place))
+
+
+def from_middle(place):
+  middle = (np.array(SIDES) - 1) / 2
+  return (place - middle[:, None, None, None]) * np.reshape(VOXEL_MM, (3, 1, 1, 1))
+
+
+def matrix_of(place):
+  """The linear map that took each voxel to its place."""
+  old = from_middle(np.indices(SIDES)).reshape(3, -1)
+  found, residual, _, _ = np.linalg.lstsq(old.T, place.reshape(3, -1).T, rcond=None)
+  assert residual.max() < 1e-5
+  return found.T
+
+
+def test_a_volume_turns_in_each_of_its_planes_as_often_and_as_far_as_told():
+  angles = {axis: [] for axis in range(3)}
+  for seed in range(90):
+    matrix = matrix_of(places_of(only(rotation_degrees=30.0), seed))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-5)
+    assert np.linalg.det(matrix) > 0
+    moved = np.abs(matrix - np.eye(3)).sum(axis=1)
+    axis = int(moved.argmin())
+    assert moved[axis] < 1e-5
+    i, j = (a for a in range(3) if a != axis)
+    angles[axis].append(np.rad2deg(np.arctan2(matrix[j, i], matrix[i, i])))
+  for each in angles.values():
+    assert 14 < len(each) < 46  # 30, give or take 3.5 times 4.5.
+    assert 20 < max(each) < 30.01 and -30.01 < min(each) < -20
+
+
+def test_a_volume_grows_alike_along_all_sides():
+  for seed in range(5):
+    matrix = matrix_of(places_of(only(zoom=0.2), seed))
+    np.testing.assert_allclose(matrix, matrix[0, 0] * np.eye(3), atol=1e-5)
+    assert 1e-3 < abs(np.log(matrix[0, 0])) < 0.2
+
+
+def test_values_of_a_volume_come_from_where_scipy_takes_them(rng):
+  how = only(rotation_degrees=20.0, zoom=0.1, elastic_mm=1.0)
+  volume, label = volume_of(rng), rng.random(SIDES) > 0.5
+  place = distorting._coordinates(
+    jax.random.split(jax.random.key(3), 3)[1], SIDES, how, np.array(VOXEL_MM)
+  )
+  got, mask, weight = apply(how, 3, volume, label, None, VOXEL_MM)
+  linear = ndimage.map_coordinates(volume[..., 0], place, order=1, mode='nearest')
+  np.testing.assert_allclose(got[..., 0], linear, atol=1e-5)
+  place = np.round(place)
+  nearest = ndimage.map_coordinates(label.astype(np.uint8), place, order=0)
+  np.testing.assert_array_equal(mask, nearest > 0)
+  sides = np.reshape(SIDES, (3, 1, 1, 1))
+  np.testing.assert_array_equal(weight, ((place >= 0) & (place < sides)).all(axis=0))
+  assert 0.4 < weight.mean() < 0.99

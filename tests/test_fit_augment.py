@@ -29,7 +29,7 @@ from covid3way.jobs.cohort import open_cohort
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest, write_manifest
 from covid3way.simulator.parameters import BOUNDS, Bound, as_dict, from_free
-from covid3way.training.slices import Slices, find_candidates
+from covid3way.training.slices import Masks, Slices, every, find_candidates
 
 DAYS = {'p1': (0.0, 1.0, 3.0), 'p2': (4.5,)}
 SHAPE = {'space': {'shape': SPACE.shape}}
@@ -373,16 +373,16 @@ def test_from_the_invented_start_all_of_the_first_mask_begins_at_the_threshold(d
 def test_the_training_pipeline_reads_them_as_it_reads_real_ones(done):
   real, simulated = groups(done)
   window = tuple(slice(0, n) for n in SPACE.shape)
-  masks = {'target': 'infection', 'region': 'lungs', 'window': window}
-  how = {'offsets': (-1, 0, 1), 'spacing_mm': SPACE.spacing_mm, **masks}
-  both = [(s, [find_candidates(x, **masks) for x in s]) for s in (real, simulated)]
+  masks = Masks('infection', 'lungs', window)
+  how = {'offsets': (-1, 0, 1), 'spacing_mm': SPACE.spacing_mm, 'masks': masks}
+  both = [(s, [find_candidates(x, masks) for x in s]) for s in (real, simulated)]
   for view in ('xy', 'yz', 'xz'):
     one, other = (
       Slices(scans, [found[view] for found in candidates], view=view, **how)
       for scans, candidates in both
     )
     assert all(len(each.foreground) for each in other.candidates)
-    ours, theirs = (s.read(s.all()[:2]) for s in (other, one))
+    ours, theirs = (s.read(every(s)[:2]) for s in (other, one))
     for name, array in ours.items():
       assert (array.shape, array.dtype) == (theirs[name].shape, theirs[name].dtype)
     assert ours['labels'].any((1, 2)).all()
@@ -403,13 +403,13 @@ def test_train_opens_the_store_and_splits_it_by_patient(done):
 
 def test_masks_are_looked_at_once_for_all_views(done, monkeypatch):
   looked, find = [], jobs_cohort.find_candidates
-  counting = lambda scan, **how: looked.append(scan.scan_id) or find(scan, **how)  # noqa: E731
+  counting = lambda scan, masks: looked.append(scan.scan_id) or find(scan, masks)  # noqa: E731
   monkeypatch.setattr(jobs_cohort, 'find_candidates', counting)
   config = importlib.import_module('configs.train').get_config('smoke')
   cohort = open_cohort(done / 'store', config.training)
   foreground = {}
   for view in ('xy', 'yz', 'xz'):
-    known = cohort.slices(cohort.training, view)
+    known = cohort.samples(cohort.training, view)
     foreground[view] = known.candidates[0].foreground.tolist()
   assert sorted(looked) == sorted(scan.scan_id for scan in cohort.training)
   assert len({str(numbers) for numbers in foreground.values()}) == 3

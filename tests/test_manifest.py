@@ -25,10 +25,10 @@ def test_all_columns_by_hand(tmp_path):
   path = write(
     tmp_path,
     'patient_id,scan_id,day,image,infection_mask,lung_mask,susceptible_mask,'
-    'window_level_hu,window_width_hu,stage,scanner,site\n'
-    'p1,p1-a,-2.5,a.nii,mask.nii,,b.nii,-600,1200,early,GE,north\n'
+    'window_level_hu,window_width_hu,stage,scanner,site,domain\n'
+    'p1,p1-a,-2.5,a.nii,mask.nii,,b.nii,-600,1200,early,GE,north,equalised-8bit\n'
     '\n'
-    'p1,p1-b,,b.nii,,,,,,,,\n',
+    'p1,p1-b,,b.nii,,,,,,,,,\n',
   )
   assert manifest.read_manifest(path) == (
     ManifestRow(
@@ -42,6 +42,7 @@ def test_all_columns_by_hand(tmp_path):
       stage='early',
       scanner='GE',
       site='north',
+      domain='equalised-8bit',
     ),
     ManifestRow('p1', 'p1-b', tmp_path / 'b.nii'),
   )
@@ -54,8 +55,8 @@ def test_three_columns_are_enough_in_any_order(tmp_path):
 
 def test_what_is_written_reads_back_from_anywhere(tmp_path):
   text = 'patient_id,scan_id,image,day,window_level_hu,window_width_hu,stage,'
-  text += 'susceptible_mask\n'
-  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early",mask.nii\nq,t,b.nii,,,,,\n'
+  text += 'susceptible_mask,domain\n'
+  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early",mask.nii,8bit\nq,t,b.nii,,,,,,\n'
   rows = manifest.read_manifest(write(tmp_path, text))
   copy = tmp_path / 'deep' / 'copy.csv'
   manifest.write_manifest(copy, rows)
@@ -64,9 +65,10 @@ def test_what_is_written_reads_back_from_anywhere(tmp_path):
   assert [r.image.resolve() for r in again] == [r.image.resolve() for r in rows]
   assert again[0].susceptible_mask.resolve() == tmp_path / 'mask.nii'
   assert again[1].susceptible_mask is None
-  assert [(r.day, r.window, r.stage) for r in again] == [
-    (r.day, r.window, r.stage) for r in rows
+  assert [(r.day, r.window, r.stage, r.domain) for r in again] == [
+    (r.day, r.window, r.stage, r.domain) for r in rows
   ]
+  assert [r.domain for r in again] == ['8bit', '']
 
 
 @pytest.mark.parametrize(

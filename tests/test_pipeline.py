@@ -12,7 +12,13 @@ import tensorstore as ts
 from covid3way.base import DamagedFileError, InputError
 from covid3way.scans import store
 from covid3way.training import pipeline, views
-from covid3way.training.slices import Slices, find_candidates, naming
+from covid3way.training.slices import (
+  Masks,
+  Slices,
+  every,
+  find_candidates,
+  naming,
+)
 
 SHAPE = (16, 12, 20)
 WHOLE = tuple(slice(0, n) for n in SHAPE)
@@ -51,14 +57,14 @@ def scans(folder):
 
 
 def slices(scans, view='xy', *, offsets=(-2, 0, 2), region='lungs', window=WHOLE):
-  masks = {'target': 'infection', 'region': region, 'window': window}
+  masks = Masks('infection', region, window)
   return Slices(
     scans,
-    [find_candidates(scan, **masks)[view] for scan in scans],
+    [find_candidates(scan, masks)[view] for scan in scans],
     view=view,
     offsets=offsets,
     spacing_mm=(0.5, 1.0, 2.0),
-    **masks,
+    masks=masks,
   )
 
 
@@ -104,7 +110,7 @@ def test_foreground_and_background_are_told_apart(scans):
     (inside, []),
     ([9], [z for z in inside if z != 9]),
   ]
-  assert known.all().tolist() == [
+  assert every(known).tolist() == [
     *([0, z] for z in inside),
     [1, 9],
     *([1, z] for z in inside if z != 9),

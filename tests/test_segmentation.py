@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from covid3way.segmentation import aggregators, quantify, three_way
+from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, ModelSpec
 from covid3way.training import views
 
@@ -54,7 +55,7 @@ def test_probability_map_equals_slice_by_slice_evaluation(model, view):
   signal = rng.normal(size=model.spec.space_shape).astype(np.float32)
   lungs = np.zeros(signal.shape, np.uint8)
   lungs[8:20, 5:25, 10:41] = 1
-  got = three_way.probability_map(model, view, signal, lungs, batch_size=8)
+  got = probability_map(model, view, signal, lungs, batch_size=8)
   axis = views.NORMAL_AXIS[view]
   offsets = [round(mm / model.spec.space.spacing_mm[axis]) for mm in (-30, 0, 30)]
   n = signal.shape[axis]

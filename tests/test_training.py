@@ -60,7 +60,10 @@ def test_gather_takes_the_slices_it_names(view, shape):
 
 def test_central_window_holds_what_is_asked_in_multiples_of_the_stride():
   window = views.central_window(
-    (290, 334, 20), (128, 128, 192), (334 / 128, 334 / 128, 512 / 192), stride=16
+    (290, 334, 20),
+    (128, 128, 192),
+    (334 / 128, 334 / 128, 512 / 192),
+    strides=(16,) * 3,
   )
   # 290 mm are 111.1 voxels: 112; 334 mm are all 128; 20 mm are 7.5: 16.
   assert window == (slice(8, 120), slice(0, 128), slice(88, 104))
@@ -168,7 +171,8 @@ VALIDATION = [batch_at(999)]
 
 
 def fresh(how=PLAIN):
-  return steps.init_state(how, jax.random.key(0), 3)
+  variables = steps.fresh_variables(how.network, jax.random.key(0), (2, 2, 3))
+  return steps.init_state(how, variables)
 
 
 def train(state, how=PLAIN, batch_at=batch_at, **options):

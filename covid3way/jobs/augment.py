@@ -99,8 +99,9 @@ def _stored_series(folder: Path, patients: Collection[str]) -> list[Series]:
 
 def _row(scan: StoredScan, folder: Path) -> ManifestRow:
   """A stored scan as a row of a manifest, its group for image."""
-  fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
-  known = {field: scan.attributes[field] for field in fields}
+  fields = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site', 'domain')
+  # A store of an earlier version knows no domain: it holds HU.
+  known = {f: scan.attributes[f] for f in fields if f in scan.attributes}
   return ManifestRow(image=store.group_path(folder, scan.scan_id), **known)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,21 @@ from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import part
+from covid3way.networks.registry import METHODS
 from covid3way.scans import store
 from covid3way.scans.store import StoredScan
 from covid3way.segmentation.model import ModelSpec
 from covid3way.training import views
-from covid3way.training.slices import Candidates, Slices, find_candidates
-from covid3way.training.split import split
+from covid3way.training.oblique import ObliquePlanes, find_planes
+from covid3way.training.slices import (
+  Candidates,
+  Masks,
+  Samples,
+  Slices,
+  find_candidates,
+)
+from covid3way.training.split import identities, named_split, split
+from covid3way.training.volumes import SubVolumes, find_sub_volumes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,33 +50,41 @@ class Cohort:
   settings: ConfigDict
 
   @functools.cached_property
-  def _masks(self) -> dict[str, Any]:
+  def _masks(self) -> Masks:
     """What of a scan's masks is looked at."""
     window = views.central_window(
       self.settings.extent_mm,
       self.spec.space_shape,
       self.spec.space.spacing_mm,
-      stride=self.spec.network.stride,
+      strides=self.spec.strides,
     )
-    region = self.settings.region
-    return {'target': self.spec.target, 'region': region, 'window': window}
+    return Masks(self.spec.target, self.settings.region, window)
 
   @functools.cached_property
-  def _candidates(self) -> Callable[[StoredScan], dict[str, Candidates]]:
+  def _in_slices(self) -> Callable[[StoredScan], dict[str, Candidates]]:
     """Of a scan: found once for all views."""
     return functools.lru_cache(maxsize=4096)(
-      lambda scan: find_candidates(scan, **self._masks)
+      lambda scan: find_candidates(scan, self._masks)
     )
 
-  def slices(self, scans: list[StoredScan], view: str) -> Slices:
-    """The slices of a view in some of the scans."""
+  def samples(self, scans: list[StoredScan], part: str) -> Samples:
+    """What a part of the method is shown of some of the scans."""
+    look, masks, spec = self.spec.about.parts[part], self._masks, self.spec
+    if look.sampling == 'planes':
+      found = [find_planes(scan, masks, spec.plane_grid) for scan in scans]
+      return ObliquePlanes(scans, found, masks=masks, grid=spec.plane_grid)
+    spacing_mm = spec.space.spacing_mm
+    if look.sampling == 'volumes':
+      found = [find_sub_volumes(scan, masks, spec.patch) for scan in scans]
+      known = {'masks': masks, 'patch': spec.patch, 'spacing_mm': spacing_mm}
+      return SubVolumes(scans, found, **known)
     return Slices(
       scans,
-      [self._candidates(scan)[view] for scan in scans],
-      view=view,
-      offsets=self.spec.offsets_voxels(view),
-      spacing_mm=self.spec.space.spacing_mm,
-      **self._masks,
+      [self._in_slices(scan)[look.view] for scan in scans],
+      view=look.view,
+      masks=masks,
+      offsets=spec.offsets_voxels(part),
+      spacing_mm=spacing_mm,
     )
 
   def ids(self) -> dict[str, list[str]]:
@@ -75,6 +93,10 @@ class Cohort:
       'trains_on': [scan.scan_id for scan in self.training],
       'validates_on': [scan.scan_id for scan in self.validation],
     }
+
+  def saw(self) -> dict[str, list[str]]:
+    """By what the scans that train or validate can be known again."""
+    return identities([*self.training, *self.validation])
 
   def windows(self) -> list[dict[str, Any]]:
     """The lung windows of the training's scans, and how many have each."""
@@ -96,24 +118,53 @@ def open_cohort(folder: Path, settings: ConfigDict) -> Cohort:
   """
   chunks = store.cache(int(settings.cache_gib * 2**30))
   scans = _open(folder, settings, chunks)
-  spec = ModelSpec(
-    settings.target,
-    scans[0].shape,
-    tuple(settings.offsets_mm),
-    tuple(settings.features),
-  )
+  spec = spec_of(settings, scans[0])
   _check(spec, settings)
-  training, validation = split(
-    scans,
-    validation_share=settings.validation_share,
-    fold=part(settings.fold, 'config.training.fold') if settings.fold else None,
-    simulated=settings.simulated_ratio > 0,
-    seed=settings.seed,
-  )
+  if settings.split:
+    sides = named_split(scans, _named_sides(Path(settings.split)))
+    training, validation = sides['training'], sides['validation']
+  else:
+    training, validation = split(
+      scans,
+      validation_share=settings.validation_share,
+      fold=part(settings.fold, 'config.training.fold') if settings.fold else None,
+      simulated=settings.simulated_ratio > 0,
+      seed=settings.seed,
+    )
   if settings.patience and not validation:
     found, remedy = 'given, but nobody validates', 'raise validation_share, or use 0'
     raise ConfigError('config.training.patience', found, remedy)
   return Cohort(folder, chunks, training, validation, spec, settings)
+
+
+def spec_of(settings: ConfigDict, scan: StoredScan) -> ModelSpec:
+  """The networks that `config.training` asks for, in the space of a scan."""
+  return ModelSpec(
+    target=settings.target,
+    space_shape=scan.shape,
+    offsets_mm=tuple(settings.offsets_mm),
+    features=tuple(settings.features),
+    method=settings.method,
+    width=settings.width,
+    patch_voxels=tuple(settings.patch_voxels),
+    planes=settings.planes,
+    domain=scan.attributes.get('domain', ''),
+  )
+
+
+def _named_sides(path: Path) -> dict[str, list[str]]:
+  """Scan ids of `training`, `validation` and `test`.
+
+  Raises:
+    InputError: the file says nothing like this.
+  """
+  try:
+    sides = json.loads(path.read_text())
+    return {side: list(sides[side]) for side in ('training', 'validation', 'test')}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    found = f'no split of scans ({type(error).__name__})'
+    remedy = 'give a JSON file with lists of scan ids: training, validation, test'
+    raise InputError(str(path), found, remedy) from error
 
 
 def _open(folder: Path, settings: ConfigDict, chunks: Any) -> list[StoredScan]:
@@ -124,6 +175,14 @@ def _open(folder: Path, settings: ConfigDict, chunks: Any) -> list[StoredScan]:
         scan.scan_id,
         f'{scan.shape} voxels where {scans[0].scan_id} has {scans[0].shape}',
         'preprocess all scans with one config.space.shape',
+      )
+    own, first = (s.attributes.get('domain', '') for s in (scan, scans[0]))
+    if own != first:
+      raise InputError(
+        scan.scan_id,
+        f'signal of domain {own or "HU"!r} where {scans[0].scan_id} has '
+        f'{first or "HU"!r}',
+        'signals of different domains cannot be compared: keep them in two stores',
       )
   usable = [s for s in scans if settings.target in s.volumes]
   if not usable:
@@ -141,6 +200,7 @@ _LIMITS = {
   'foreground_share': (0, 1),
   'ema_decay': (0, 1),
   'simulated_ratio': (0, math.inf),
+  'width': (1e-3, math.inf),
   'renew_epochs': (0, math.inf),
   'patience': (0, math.inf),
   'warmup_steps': (0, math.inf),
@@ -156,6 +216,7 @@ _LIMITS = {
       'stacks_per_slab',
       'reading_threads',
       'batches_ahead',
+      'planes',
     ),
     (1, math.inf),
   ),
@@ -172,13 +233,19 @@ def check_numbers(settings: ConfigDict) -> None:
     if not low <= settings[field] <= high:
       remedy = f'use {low} to {high}' if high < math.inf else f'use {low} or more'
       raise ConfigError(f'config.training.{field}', f'{settings[field]}', remedy)
-  known, steps = views.NORMAL_AXIS, settings.epochs * settings.steps_per_epoch
-  chosen = set(settings.views) & set(known)
+  if settings.method not in METHODS:
+    remedy = f'use one of {", ".join(METHODS)}'
+    raise ConfigError('config.training.method', f'{settings.method!r}', remedy)
+  about, steps = METHODS[settings.method], settings.epochs * settings.steps_per_epoch
+  chosen = [name for name in about.parts if name in settings.views]
   for field, wrong, remedy in (
     (
       'views',
-      not chosen or len(settings.views) != len(chosen),
-      f'use one or more of {", ".join(known)}, each once',
+      not chosen
+      or len(settings.views) != len(chosen)
+      or (about.staged and len(chosen) < len(about.parts)),
+      f'{settings.method} has {", ".join(about.parts)}; use '
+      + ('all of them' if about.staged else 'one or more, each once'),
     ),
     (
       'offsets_mm',
@@ -187,6 +254,11 @@ def check_numbers(settings: ConfigDict) -> None:
       'use offsets that are symmetric, or no distortion.flips, which mirror a stack',
     ),
     ('class_weights', len(settings.class_weights) != 2, 'give two'),
+    (
+      'patch_voxels',
+      len(settings.patch_voxels) != 3 or min(settings.patch_voxels) < 1,
+      'give three sides',
+    ),
     ('warmup_steps', settings.warmup_steps >= steps, f'use fewer than {steps}'),
     (
       'renew_epochs',
@@ -207,10 +279,9 @@ def _check(spec: ModelSpec, settings: ConfigDict) -> None:
       f'target {spec.target!r} with region {settings.region!r}',
       "use target 'infection' with 'lungs' or 'all', or target 'lungs' with 'all'",
     )
-  stride = spec.network.stride
-  if any(size % stride for size in spec.space_shape):
+  if any(n % stride for n, stride in zip(spec.space_shape, spec.strides, strict=True)):
     raise ConfigError(
       'config.space.shape',
-      f'{spec.space_shape} with {len(spec.features)} levels',
-      f'use multiples of {stride} or fewer config.training.features',
+      f'{spec.space_shape} with {spec.method} of {len(spec.features)} features',
+      f'use multiples of {spec.strides} or other config.training.features',
     )

@@ -16,15 +16,17 @@ from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import versions
 from covid3way.jobs.cohort import Cohort, open_cohort
 from covid3way.scans.files import whole
-from covid3way.segmentation import aggregators, choosing
+from covid3way.scans.store import StoredScan
+from covid3way.segmentation import aggregators, choosing, oblique_map
+from covid3way.segmentation.maps import predict_stacks, probability_map
 from covid3way.segmentation.model import Model, write_model
-from covid3way.segmentation.three_way import probability_map
 from covid3way.training import checkpoints
 from covid3way.training.loop import Pace
 from covid3way.training.slices import TIMEOUT_S, naming
 
 # Another run of the same training has others.
 _TIMING = [field.name for field in dataclasses.fields(Pace)]
+_FUSION_SCANS = 4  # Trained on, by which MPUnet's views are weighed.
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -32,10 +34,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
   Raises:
     InputError: no training began there, or with other scans.
-    ModelError: a view has no checkpoint, or a damaged one.
+    ModelError: a part has no checkpoint, or a damaged one.
   """
   check(config.aggregation)
-  noted = _settings(workdir)
+  noted = noted_settings(workdir)
   settings = ConfigDict(noted | {'cache_gib': config.training.cache_gib})
   cohort = open_cohort(Path(settings.input), settings)
   if any(noted[name] != ids for name, ids in cohort.ids().items()):
@@ -44,27 +46,47 @@ def run(config: ConfigDict, workdir: Path) -> None:
       'it holds other scans than when the training began',
       'put it back as it was, or train anew in another --workdir',
     )
+  parts = cohort.spec.about.predicting(settings.views)
   variables, figures = {}, {}
-  for view in settings.views:
-    variables[view], figures[view] = checkpoints.best(workdir / 'training' / view)
-  aggregator, tried = _choose(
-    Model(cohort.spec, variables, aggregators.plain(tuple(variables))),
-    cohort,
-    config.aggregation,
-    config.prediction.batch_size,
-  )
-  _write_table(workdir / 'aggregators.csv', tried)
+  for part in settings.views:
+    known, figures[part] = checkpoints.best(workdir / 'training' / part)
+    if part in parts:
+      variables[part] = _with_fusion(part, known, cohort, config.prediction.batch_size)
+  untuned = Model(cohort.spec, variables, aggregators.plain(parts), saw=cohort.saw())
   provenance = {
     'settings': noted,
     'versions': versions(),
     'windows': cohort.windows(),
-    'aggregators': tried,
     'training': {
-      view: [{k: v for k, v in row.items() if k not in _TIMING} for row in rows]
-      for view, rows in figures.items()
+      part: [{k: v for k, v in row.items() if k not in _TIMING} for row in rows]
+      for part, rows in figures.items()
     },
   }
-  write_model(workdir / 'model', Model(cohort.spec, variables, aggregator), provenance)
+  write_tuned(untuned, cohort, config, workdir, provenance)
+
+
+def write_tuned(
+  model: Model,
+  cohort: Cohort,
+  config: ConfigDict,
+  workdir: Path,
+  provenance: Mapping[str, Any],
+) -> None:
+  """Chooses a model's aggregator on the validation scans; writes both.
+
+  Args:
+    model: whose aggregator does not matter.
+    cohort: of its training.
+    config: with `aggregation` and `prediction.batch_size`.
+    workdir: of `model/` and `aggregators.csv`.
+    provenance: of the model, JSON values.
+  """
+  aggregator, tried = _choose(
+    model, cohort, config.aggregation, config.prediction.batch_size
+  )
+  _write_table(workdir / 'aggregators.csv', tried)
+  chosen = dataclasses.replace(model, aggregator=aggregator)
+  write_model(workdir / 'model', chosen, {**provenance, 'aggregators': tried})
   if aggregator.name != config.aggregation.choice != 'best':
     progress.say(
       'no validation scan has infection: the views are joined as in the paper'
@@ -74,6 +96,51 @@ def run(config: ConfigDict, workdir: Path) -> None:
     f'model written to {workdir / "model"}; views are joined by {aggregator.name!r}: '
     f'{aggregator.kind}, {weights}, threshold {aggregator.threshold:.3f}'
   )
+
+
+def _with_fusion(part: str, variables: Any, cohort: Cohort, batch_size: int) -> Any:
+  """Weights as trained; of oblique planes with the model that fuses the views.
+
+  As in MPUnet it is fitted to scans that were trained on, so that the validation scans
+  stay for the threshold. All scans weigh the same.
+  """
+  spec = cohort.spec
+  if spec.about.parts[part].sampling != 'planes':
+    return variables
+  network = spec.network_of(part)
+
+  def predict(planes: np.ndarray) -> np.ndarray:
+    return np.asarray(predict_stacks(network, variables, planes[..., None]))
+
+  real = [s for s in cohort.training if 'simulated' not in s.attributes]
+  seen, infected, weights = [], [], []
+  with progress.beating('fusing the views') as now:
+    for scan in real[:: -(-len(real) // _FUSION_SCANS)]:
+      now.is_(f'predicting {scan.scan_id}')
+      signal, region, target = _read(scan, cohort)
+      each = oblique_map.seen_from(
+        predict, spec.plane_grid, signal, region, batch_size=batch_size
+      )
+      seen.append(each)
+      infected.append(target[region])
+      weights.append(np.full(each.shape[1], 1e4 / each.shape[1]))
+    now.is_('fitting')
+    fusion = oblique_map.fit_fusion(
+      np.concatenate(seen, axis=1), np.concatenate(infected), np.concatenate(weights)
+    )
+  return {**variables, 'fusion': fusion}
+
+
+def _read(scan: StoredScan, cohort: Cohort) -> tuple[np.ndarray, ...]:
+  """Signal, where the target is looked for, and the target, (x, y, z)."""
+  with naming(scan):
+    signal, lungs, target = (
+      scan.volumes[name].read().result(TIMEOUT_S)
+      for name in ('signal', 'lungs', cohort.spec.target)
+    )
+  everywhere = cohort.settings.region == 'all'
+  region = np.ones(lungs.shape, bool) if everywhere else lungs > 0
+  return signal, region, target > 0
 
 
 def check(aggregation: ConfigDict) -> None:
@@ -88,7 +155,7 @@ def check(aggregation: ConfigDict) -> None:
     raise ConfigError('config.aggregation.choice', found, remedy)
 
 
-def _settings(workdir: Path) -> dict[str, Any]:
+def noted_settings(workdir: Path) -> dict[str, Any]:
   """Those of the training, as it noted them."""
   path = workdir / 'train.json'
   try:
@@ -107,20 +174,14 @@ def _choose(
   with progress.beating('choosing the aggregator') as now:
     for scan in cohort.validation:
       now.is_(f'predicting {scan.scan_id}')
-      with naming(scan):
-        signal, lungs, target = (
-          scan.volumes[name].read().result(TIMEOUT_S)
-          for name in ('signal', 'lungs', model.spec.target)
-        )
-      everywhere = cohort.settings.region == 'all'
-      region = np.ones(lungs.shape, bool) if everywhere else lungs > 0
+      signal, region, target = _read(scan, cohort)
       maps = {
         view: probability_map(
           model, view, jnp.asarray(signal), region, batch_size=batch_size
         )
         for view in model.variables
       }
-      tallies.append(choosing.tally(maps, target > 0, region))
+      tallies.append(choosing.tally(maps, target, region))
     now.is_('comparing')
     return choosing.choose(
       tallies,

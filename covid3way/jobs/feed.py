@@ -16,6 +16,7 @@ from covid3way.jobs.cohort import Cohort
 from covid3way.scans import store
 from covid3way.scans.store import StoredScan
 from covid3way.training import devices, pipeline
+from covid3way.training.slices import every
 from covid3way.training.step import Batch
 
 
@@ -38,12 +39,12 @@ def reader(
       scans = _renewed(cohort, folder, number)
     now.is_('looking for slices')
     sampling = made(pipeline.Sampling, settings)
-    return pipeline.Sampler(cohort.slices(scans, view), sampling)
+    return pipeline.Sampler(cohort.samples(scans, view), sampling)
 
   def read(numbers: range) -> Iterator[Batch]:
-    every = settings.renew_epochs * settings.steps_per_epoch
+    period = settings.renew_epochs * settings.steps_per_epoch
     return pipeline.read_ahead(
-      sampler(numbers.start // every if every else None),
+      sampler(numbers.start // period if period else None),
       numbers,
       devices.my_rows(settings.batch_size),
       threads=settings.reading_threads,
@@ -71,17 +72,21 @@ def _renewed(cohort: Cohort, folder: Path, number: int) -> list[StoredScan]:
 
 def validation(cohort: Cohort, view: str) -> list[Batch]:
   """The same slices after every epoch: evenly spread over all there are to draw."""
-  slices, settings = cohort.slices(cohort.validation, view), cohort.settings
-  every, size = slices.all(), settings.batch_size
-  n = min(settings.validation_slices, len(every))
+  settings = cohort.settings
+  if not cohort.validation:
+    return []
+  samples = cohort.samples(cohort.validation, view)
+  known, size = every(samples), settings.batch_size
+  n = min(settings.validation_slices, len(known))
   if not n:
     return []
-  spread = np.linspace(0, len(every) - 1, n).astype(int)
+  spread = np.linspace(0, len(known) - 1, n).astype(int)
   mine, batches = list(devices.my_rows(size)), []
   for start in range(0, n, size):
     # The last batch is filled up with slices that do not count.
     rows = np.arange(start, start + size)
-    batch = slices.read(every[spread[np.minimum(rows, n - 1)]][mine])
-    batch['weights'] &= (rows < n)[mine, None, None]
+    batch = samples.read(known[spread[np.minimum(rows, n - 1)]][mine])
+    counts = (rows < n)[mine].reshape(-1, *[1] * (batch['weights'].ndim - 1))
+    batch['weights'] &= counts
     batches.append(batch)
   return batches

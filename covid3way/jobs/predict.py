@@ -24,9 +24,10 @@ from covid3way.scans import nifti, source
 from covid3way.scans.files import whole, write_json
 from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation import aggregators
+from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, read_model
 from covid3way.segmentation.quantify import quantify
-from covid3way.segmentation.three_way import aggregate, probability_map
+from covid3way.segmentation.three_way import aggregate
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan
 

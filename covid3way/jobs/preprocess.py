@@ -1,5 +1,6 @@
 """Casts every scan of a cohort into the standard space and stores it as zarr."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from covid3way import progress
-from covid3way.base import Scan
+from covid3way.base import Scan, Window
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
@@ -53,7 +54,8 @@ def stored(row: ManifestRow, config: ConfigDict, folder: Path) -> store.StoredSc
 
 def _cast_into(path: Path, row: ManifestRow, config: ConfigDict) -> None:
   space = spaces.StandardSpace(tuple(config.space.shape))
-  scan, _, standard = read_and_cast(row, space, config.window)
+  padded_mm = tuple(config.space.padded_mm)
+  scan, _, standard = read_and_cast(row, space, config.window, padded_mm)
   volumes = {'signal': standard.signal, 'lungs': standard.lungs}
   given = {'infection': row.infection_mask, 'susceptible': row.susceptible_mask}
   for name, file in given.items():
@@ -67,32 +69,47 @@ def attributes_of(
   row: ManifestRow, scan: Scan, standard: StandardScan
 ) -> dict[str, Any]:
   """What a scan's group says of it, as JSON values."""
-  known = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site')
+  known = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site', 'domain')
   return {
     **{field: getattr(row, field) for field in known},
     **standard.facts(),
     'native_shape': list(scan.grid.native_shape),
     'native_affine_lps': scan.grid.native_affine.tolist(),
     'provenance': dict(scan.provenance),
+    # By which the same scan is known again under another name.
+    'voxels_sha256': hashlib.sha256(scan.hu.tobytes()).hexdigest()[:16],
   }
 
 
 def read_and_cast(
-  row: ManifestRow, space: spaces.StandardSpace, window_config: ConfigDict
+  row: ManifestRow,
+  space: spaces.StandardSpace,
+  window_config: ConfigDict,
+  padded_mm: tuple[float, ...] = (),
 ) -> tuple[Scan, np.ndarray, StandardScan]:
   """Reads one scan, finds (or takes) its lungs and casts it.
+
+  Args:
+    row: of the scan.
+    space: to cast into.
+    window_config: `config.window`.
+    padded_mm: not empty: the size that voxels are taken to have, and no window but the
+      default.
 
   Returns:
     The scan, its lung labels on the own grid, and the scan in standard space.
   """
   scan = source.read_scan(row)
-  window, window_warnings = choose_window(
-    manifest=row.window,
-    scanner=row.scanner,
-    scanners=window_config.scanners,
-    tags=scan.windows,
-    default=(window_config.level_hu, window_config.width_hu),
-  )
+  default = window_config.level_hu, window_config.width_hu
+  window, window_warnings = Window(*default, 'none: not normalised'), ()
+  if not padded_mm:
+    window, window_warnings = choose_window(
+      manifest=row.window,
+      scanner=row.scanner,
+      scanners=window_config.scanners,
+      tags=scan.windows,
+      default=default,
+    )
   if row.lung_mask:
     given = nifti.read_mask(row.lung_mask, scan.grid, scan_id=row.scan_id)
     lungs, lung_warnings = take_lungs(given, scan.grid.spacing_mm, scan_id=row.scan_id)
@@ -101,4 +118,4 @@ def read_and_cast(
       scan.hu, scan.grid.spacing_mm, scan_id=row.scan_id
     )
   warnings = window_warnings + lung_warnings
-  return scan, lungs, cast(scan, lungs, window, space, warnings)
+  return scan, lungs, cast(scan, lungs, window, space, warnings, padded_mm)

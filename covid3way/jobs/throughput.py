@@ -20,7 +20,7 @@ from covid3way.jobs.train import recipe_of
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
 from covid3way.training import loop
-from covid3way.training.step import Batch, init_state
+from covid3way.training.step import Batch, fresh_variables, init_state
 
 _SCANS = 4
 _INFECTED = 0.05
@@ -67,6 +67,7 @@ def measure(
     raise ConfigError('config.benchmark.cases', found, remedy)
   given = {
     'fold': '',
+    'split': '',
     'validation_share': 0.0,
     'simulated_ratio': 0.0,
     'renew_epochs': 0,
@@ -126,8 +127,10 @@ def _loader(folder: Path, settings: ConfigDict, steps: int) -> float:
 
 def _train(folder: Path, settings: ConfigDict, batches_of, devices) -> float:
   cohort = open_cohort(folder, settings)
-  recipe = recipe_of(cohort)
-  state = init_state(recipe, jax.random.key(0), len(settings.offsets_mm))
+  recipe = recipe_of(cohort, 'xy')
+  shape = cohort.spec.sample_shape('xy')
+  variables = fresh_variables(recipe.network, jax.random.key(0), shape)
+  state = init_state(recipe, variables)
   course = loop.train(
     state,
     recipe,

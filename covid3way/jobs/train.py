@@ -1,4 +1,4 @@
-"""Trains one U-Net per view on stored scans and writes the model directory."""
+"""Trains the networks of a method on stored scans and writes the model directory."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
 from covid3way.training import checkpoints, devices, loop, optimisers, preemption
 from covid3way.training.distort import Distortion
-from covid3way.training.step import Recipe, init_state
+from covid3way.training.step import Recipe, TrainState, fresh_variables, init_state
 
 # How fast data comes, not what they are: may change from run to run.
 _READING = ('cache_gib', 'reading_threads', 'batches_ahead')
@@ -40,8 +40,10 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   check_numbers(settings)
   check_shares(settings)
   cohort = open_cohort(Path(required(config, 'input')), settings)
+  if cohort.spec.about.staged and not shard.is_whole:
+    found = f'{settings.method} is one network, trained in stages'
+    raise ConfigError('--shard', found, 'leave it out')
   known = {k: v for k, v in settings.to_dict().items() if k not in _READING}
-  recipe = recipe_of(cohort)
   claim(workdir, 'train', {'input': config.input, **known, **cohort.ids()})
   _compare_hosts(cohort)
   n = sum('simulated' in scan.attributes for scan in cohort.training)
@@ -50,9 +52,9 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     f'{len(cohort.validation)} to validate'
   )
   with preemption.watching() as stop:
-    for view in settings.views[shard.index :: shard.of]:
-      with progress.beating(f'view {view}') as now:
-        _train_view(view, recipe, cohort, workdir / 'training' / view, now, stop)
+    for part in settings.views[shard.index :: shard.of]:
+      with progress.beating(f'view {part}') as now:
+        _train_part(part, cohort, workdir / 'training', now, stop)
   if shard.is_whole and devices.is_first():
     export.run(config, workdir)
 
@@ -95,8 +97,12 @@ def _compare_hosts(cohort: Cohort) -> None:
     )
 
 
-def recipe_of(cohort: Cohort) -> Recipe:
+def recipe_of(cohort: Cohort, part: str) -> Recipe:
   """The settings of a training as functions.
+
+  Args:
+    cohort: with its settings.
+    part: of the method.
 
   Raises:
     ConfigError: one of them stands for nothing that can be used.
@@ -120,7 +126,7 @@ def recipe_of(cohort: Cohort) -> Recipe:
     remedy = 'give a function of learning_rate, steps and warmup_steps'
     raise ConfigError('config.training.schedule', found, remedy) from error
   return Recipe(
-    network=spec.network.clone(dtype=_PRECISIONS[settings.precision]),
+    network=spec.network_of(part).clone(dtype=_PRECISIONS[settings.precision]),
     optimiser=optimisers.make(
       optimiser,
       schedule,
@@ -136,11 +142,10 @@ def recipe_of(cohort: Cohort) -> Recipe:
   )
 
 
-def _train_view(
-  view: str,
-  recipe: Recipe,
+def _train_part(
+  part: str,
   cohort: Cohort,
-  folder: Path,
+  parts: Path,
   now: progress.Doing,
   stop: Callable[[], bool],
 ) -> None:
@@ -149,9 +154,10 @@ def _train_view(
   Raises:
     PreemptedError: it was time to stop; what was reached is kept.
   """
-  settings, key = cohort.settings, jax.random.key(cohort.settings.seed)
-  with checkpoints.keeping(folder) as keeper, watching.showing(folder, view) as show:
-    state, figures = keeper.last(init_state(recipe, key, len(settings.offsets_mm)))
+  settings, folder = cohort.settings, parts / part
+  recipe = recipe_of(cohort, part)
+  with checkpoints.keeping(folder) as keeper, watching.showing(folder, part) as show:
+    state, figures = keeper.last(_begin(part, recipe, cohort, parts))
     state = devices.from_first(state)
     figures = json.loads(devices.text_from_first(json.dumps(figures)))
     show(figures)  # It may have been killed before.
@@ -161,10 +167,10 @@ def _train_view(
     course = loop.train(
       state,
       recipe,
-      reader(cohort, view, folder / 'simulated', now),
+      reader(cohort, part, folder / 'simulated', now),
       epochs=settings.epochs,
       steps_per_epoch=settings.steps_per_epoch,
-      validation=validation(cohort, view),
+      validation=validation(cohort, part),
       on_devices=jax.devices(),
       now=now,
       stop=stop,
@@ -172,7 +178,7 @@ def _train_view(
     for state, epoch, pace in course:
       if epoch:
         figures.append(_row(epoch, pace))
-        progress.say(_line(view, epoch, pace, settings.epochs))
+        progress.say(_line(part, epoch, pace, settings.epochs))
       now.is_('keeping a checkpoint')
       keeper.keep(state, figures)
       show(figures)
@@ -181,9 +187,22 @@ def _train_view(
     keeper.wait()
     done, total = int(state.step), settings.epochs * settings.steps_per_epoch
     raise preemption.PreemptedError(
-      f'stopped by SIGTERM: view {view}, step {done} of {total} is kept; the same '
+      f'stopped by SIGTERM: view {part}, step {done} of {total} is kept; the same '
       'command goes on from there'
     )
+
+
+def _begin(part: str, recipe: Recipe, cohort: Cohort, parts: Path) -> TrainState:
+  """Fresh weights, or those that the stage before ended with."""
+  spec, stages = cohort.spec, list(cohort.spec.about.parts)
+  if spec.about.staged and part != stages[0] and devices.is_first():
+    variables, _ = checkpoints.best(parts / stages[stages.index(part) - 1])
+  else:
+    key = jax.random.key(cohort.settings.seed)
+    # The last stage knows the weights of all.
+    shape = spec.sample_shape(stages[-1] if spec.about.staged else part)
+    variables = fresh_variables(spec.network, key, shape)
+  return init_state(recipe, variables)
 
 
 def _row(epoch: loop.Epoch, pace: loop.Pace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ COLUMNS = (
   'stage',
   'scanner',
   'site',
+  'domain',
 )
 _SCAN_ID = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
@@ -46,6 +47,7 @@ class ManifestRow:
     stage: clinical stage, free.
     scanner: free.
     site: free.
+    domain: of the signal; '' is HU, any other is never mixed with it or with others.
   """
 
   patient_id: str
@@ -59,6 +61,7 @@ class ManifestRow:
   stage: str = ''
   scanner: str = ''
   site: str = ''
+  domain: str = ''
 
   @property
   def is_simulated(self) -> bool:
@@ -173,6 +176,7 @@ def _row(cells: Mapping[str, str], line: _Line) -> ManifestRow:
     stage=cells['stage'],
     scanner=cells['scanner'],
     site=cells['site'],
+    domain=cells['domain'],
   )
 
 
@@ -234,4 +238,5 @@ def _cells(row: ManifestRow, folder: Path) -> dict[str, str]:
     'stage': row.stage,
     'scanner': row.scanner,
     'site': row.site,
+    'domain': row.domain,
   }

@@ -6,6 +6,9 @@ A group `<scan_id>.zarr` (zarr v3) holds `signal` (float16, window units), `lung
 cubes of 64, because we slice along three axes. The group's attributes hold where the
 scan lies in the standard space, its own grid, window, provenance and warnings: all
 that the way back needs.
+
+A group of a prediction has the same form: `infection`, and a probability map
+`probability_<part>` (uint8, 0 ... 255 for 0 ... 1) per part of the method.
 """
 
 import dataclasses
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from covid3way.base import InputError
+from covid3way.base import Grid, InputError
 from covid3way.scans.files import whole
 
 CHUNK_VOXELS = 64
@@ -27,6 +30,7 @@ _DTYPES = {
   'infection': 'uint8',
   'susceptible': 'uint8',
 }
+_MAP = 'probability_'  # Any part's map, uint8.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,9 +48,16 @@ class StoredScan:
   attributes: Mapping[str, Any]
 
   @property
+  def grid(self) -> Grid:
+    """The scan's own grid."""
+    known = self.attributes
+    affine = np.array(known['native_affine_lps'])
+    return Grid(tuple(known['native_shape']), affine)
+
+  @property
   def shape(self) -> tuple[int, int, int]:
     """Voxels of the standard space."""
-    return tuple(self.volumes['signal'].shape)
+    return tuple(next(iter(self.volumes.values())).shape)
 
 
 def group_path(folder: Path, scan_id: str) -> Path:
@@ -61,15 +72,16 @@ def write_group(
 
   Args:
     path: of the group.
-    volumes: (x, y, z) arrays named `signal`, `lungs`, `infection`, `susceptible`.
+    volumes: (x, y, z) arrays, named as above.
     attributes: JSON values.
   """
   with whole(path) as aside:
     aside.mkdir()
     for name, volume in volumes.items():
+      dtype = 'uint8' if name.startswith(_MAP) else _DTYPES[name]
       metadata = {
         'shape': volume.shape,
-        'data_type': _DTYPES[name],
+        'data_type': dtype,
         'chunk_grid': {
           'name': 'regular',
           'configuration': {'chunk_shape': [CHUNK_VOXELS] * 3},
@@ -79,7 +91,7 @@ def write_group(
       }
       spec = _spec(aside / name) | {'metadata': metadata}
       array = ts.open(spec, create=True).result()
-      array.write(np.asarray(volume, dtype=_DTYPES[name])).result()
+      array.write(np.asarray(volume, dtype=dtype)).result()
     meta = {'zarr_format': 3, 'node_type': 'group', 'attributes': dict(attributes)}
     (aside / 'zarr.json').write_text(json.dumps(meta, indent=2))
 
@@ -106,7 +118,7 @@ def open_group(path: Path, *, chunks: ts.Context | None = None) -> StoredScan:
       str(path), 'not a scan of the store', 'run the preprocess job again'
     ) from error
   context = chunks or cache(0)
-  names = [n for n in _DTYPES if (path / n / 'zarr.json').exists()]
+  names = sorted(each.parent.name for each in path.glob('*/zarr.json'))
   volumes = {n: ts.open(_spec(path / n), context=context).result() for n in names}
   return StoredScan(path.name.removesuffix('.zarr'), volumes, attributes)
 

@@ -1,31 +1,33 @@
-"""The model directory: three networks, and all that prediction has to know of them.
+"""The model directory: the networks, and all that prediction has to know of them.
 
-`model.json` holds the networks' form, their standard space and slice offsets, the
-target, the aggregator, the settings and figures of the training, the windows of its
-scans, versions, and the sha256 of each weight file; `<view>.msgpack` holds a network's
-weights (flax serialisation).
+`model.json` holds the method, its networks' form, their standard space and what they
+look at, the target, the aggregator, the settings and figures of the training, the
+windows of its scans, versions, and the sha256 of each weight file; `<part>.msgpack`
+holds a network's weights (flax serialisation).
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import serialization
 
 from covid3way.base import ModelError
-from covid3way.networks.unet import UNet
+from covid3way.networks.registry import METHODS, Method, make_network
 from covid3way.scans.files import whole, write_json
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.aggregators import Aggregator
 from covid3way.standard.space import StandardSpace
 from covid3way.training import views
+from covid3way.training.planes import PlaneGrid
 
-FORMAT = 'covid3way-model-2'
+FORMAT = 'covid3way-model-3'
 _REMEDY = 'give --config.model a folder that train, export or quickstart wrote'
 
 
@@ -37,13 +39,23 @@ class ModelSpec:
     target: what the networks find, `infection` or `lungs`.
     space_shape: voxels of the standard space they were trained in.
     offsets_mm: slices of a stack, relative to the central one.
-    features: channels per level of each U-Net.
+    features: channels of each network, see its class.
+    method: a key of `registry.METHODS`.
+    width: factor of all channels.
+    patch_voxels: of sub-volumes, where the method looks at such.
+    planes: directions of oblique planes, where it looks at those.
+    domain: of the signal; '' is Hounsfield units.
   """
 
   target: str
   space_shape: tuple[int, int, int]
   offsets_mm: tuple[float, ...]
   features: tuple[int, ...]
+  method: str = 'three_way'
+  width: float = 1.0
+  patch_voxels: tuple[int, int, int] = (128, 128, 128)
+  planes: int = 6
+  domain: str = ''
 
   @property
   def space(self) -> StandardSpace:
@@ -51,21 +63,62 @@ class ModelSpec:
     return StandardSpace(self.space_shape)
 
   @property
-  def network(self) -> UNet:
-    """The U-Net of each view."""
-    return UNet(features=self.features)
+  def about(self) -> Method:
+    """The method's row of the registry."""
+    return METHODS[self.method]
 
-  def offsets_voxels(self, view: str) -> tuple[int, ...]:
-    """Slice offsets along a view's normal axis."""
+  @property
+  def network(self) -> nn.Module:
+    """The network of each part, or of the last stage of all."""
+    return make_network(self.method, self.features, self.width)
+
+  def network_of(self, part: str) -> nn.Module:
+    """The network as a part trains it."""
+    return self.network.clone(stage=part) if self.about.staged else self.network
+
+  @property
+  def strides(self) -> tuple[int, int, int]:
+    """What the networks' input must be a multiple of along x, y and z, voxels."""
+    stride = self.network.stride
+    return (stride,) * 3 if isinstance(stride, int) else tuple(stride)
+
+  @property
+  def patch(self) -> tuple[int, int, int]:
+    """Sides of a sub-volume: within the space, and what the network can take."""
+    sides = zip(self.patch_voxels, self.space_shape, self.strides, strict=True)
+    return tuple(max(min(p, n) // stride, 1) * stride for p, n, stride in sides)
+
+  @property
+  def plane_grid(self) -> PlaneGrid:
+    """Of oblique planes."""
+    known = self.space_shape, self.space.spacing_mm
+    return PlaneGrid(*known, views=self.planes, stride=self.strides[0])
+
+  def offsets_voxels(self, part: str) -> tuple[int, ...]:
+    """Slice offsets along the normal axis of a part's view."""
+    if self.about.neighbours is not None:
+      return self.about.neighbours
+    view = self.about.parts[part].view
     return views.offsets_voxels(self.offsets_mm, self.space.spacing_mm, view)
 
-  def template(self) -> Any:
+  def sample_shape(self, part: str) -> tuple[int, ...]:
+    """Of what a part's network is shown, as small as it can be, channels last."""
+    sampling = self.about.parts[part].sampling
+    if sampling == 'volumes':
+      return (*self.strides, 1)
+    depth = len(self.offsets_voxels(part)) if sampling == 'slices' else 1
+    return (*self.strides[:2], depth)
+
+  def template(self, part: str) -> Any:
     """Shapes and types of one network's variables."""
-    side = self.network.stride
-    stacks = jnp.zeros((1, side, side, len(self.offsets_mm)))
-    return jax.eval_shape(
+    stacks = jnp.zeros((1, *self.sample_shape(part)))
+    variables = {'batch_stats': {}} | jax.eval_shape(
       lambda: self.network.init(jax.random.key(0), stacks, train=False)
     )
+    if self.about.parts[part].sampling == 'planes':
+      weights, bias = jnp.zeros(self.planes), jnp.zeros(())
+      variables |= {'fusion': {'weights': weights, 'bias': bias}}
+    return variables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,15 +127,25 @@ class Model:
 
   Attributes:
     spec: of the networks.
-    variables: `params` and `batch_stats` per view.
-    aggregator: that joins the views' probabilities, as training chose it.
+    variables: per part that predicts, `params` and `batch_stats`; of oblique planes
+      also `fusion`, see `oblique`.
+    aggregator: that joins the parts' probabilities, as training chose it.
     sha256: of its `model.json`, which holds those of the weights.
+    saw: who trained and validated: names of `patients`, hashes of `series` and of
+      `voxels`.
   """
 
   spec: ModelSpec
   variables: Mapping[str, Any]
   aggregator: Aggregator
   sha256: str = ''
+  saw: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def parameters(self) -> int:
+    """Of all networks together."""
+    trees = [known['params'] for known in self.variables.values()]
+    return sum(leaf.size for leaf in jax.tree.leaves(trees))
 
 
 def write_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> None:
@@ -101,6 +164,7 @@ def write_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> No
     'format': FORMAT,
     **dataclasses.asdict(model.spec),
     'aggregator': aggregators.to_json(model.aggregator),
+    'saw': dict(model.saw),
     'sha256': {
       view: hashlib.sha256(each).hexdigest() for view, each in weights.items()
     },
@@ -124,20 +188,19 @@ def read_model(folder: Path) -> Model:
     content = json.loads(text)
     if content['format'] != FORMAT:
       raise ModelError(str(folder), f'format {content["format"]!r}', _REMEDY)
+    fields = {f.name: content[f.name] for f in dataclasses.fields(ModelSpec)}
     spec = ModelSpec(
-      content['target'],
-      *(tuple(content[k]) for k in ('space_shape', 'offsets_mm', 'features')),
+      **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     )
-    aggregator = aggregators.from_json(content['aggregator'])
-    template = spec.template()
+    aggregator, saw = aggregators.from_json(content['aggregator']), content['saw']
     variables = {
-      view: _read_weights(folder, view, sha256, template)
+      view: _read_weights(folder, view, sha256, spec.template(view))
       for view, sha256 in content['sha256'].items()
     }
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     found = f'not a model directory, or a damaged one ({type(error).__name__})'
     raise ModelError(str(folder), found, _REMEDY) from error
-  return Model(spec, variables, aggregator, hashlib.sha256(text).hexdigest())
+  return Model(spec, variables, aggregator, hashlib.sha256(text).hexdigest(), saw)
 
 
 def _weights(folder: Path, view: str) -> Path:

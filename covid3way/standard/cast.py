@@ -43,6 +43,7 @@ def cast(
   window: Window,
   space: spaces.StandardSpace,
   warnings: tuple[ScanWarning, ...] = (),
+  padded_mm: tuple[float, ...] = (),
 ) -> StandardScan:
   """Casts a scan (paper, Section III-B), centred on its lungs.
 
@@ -52,8 +53,10 @@ def cast(
     window: of Eq. (1).
     space: to cast into.
     warnings: found on the way here, besides the scan's own.
+    padded_mm: not empty: the voxel size to take the scan for, whatever its own is.
   """
-  placement = spaces.place(scan.grid.shape, scan.grid.spacing_mm, space, lungs)
+  spacing_mm = padded_mm or scan.grid.spacing_mm
+  placement = spaces.place(scan.grid.shape, spacing_mm, space, lungs)
   outside_ml = spaces.outside_ml(lungs > 0, placement)
   if outside_ml > 0:
     message = f'{outside_ml:.1f} ml of lung lie outside the standard space'

@@ -1,6 +1,8 @@
 """The standard embedding space and its inverse (paper, Section III-B.1 and Fig. 2)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,13 @@ class Placement:
   own_shape: tuple[int, int, int]
   own_spacing_mm: tuple[float, float, float]
   centre_voxel: tuple[float, float, float]
+
+  @classmethod
+  def from_json(cls, values: Mapping[str, Any]) -> 'Placement':
+    """The inverse of `dataclasses.asdict`, through JSON."""
+    rest = ('own_shape', 'own_spacing_mm', 'centre_voxel')
+    space = StandardSpace(tuple(values['space']['shape']))
+    return cls(space, *(tuple(values[name]) for name in rest))
 
   def to_own(self, axis: int, standard_voxel: np.ndarray) -> np.ndarray:
     """Standard-space coordinates along an axis -> own-grid coordinates, in voxels."""

@@ -1,26 +1,31 @@
-"""Random distortion of one slice stack and its label: what a scan might have been, too.
+"""Random distortion of a slice stack or volume and its label: another possible scan.
 
 On the device, as part of the training step: a distortion depends on the stack's own
 key, so a batch is the same however many devices share it.
 """
 
 import dataclasses
+import functools
+import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 
 @dataclasses.dataclass(frozen=True)
 class Distortion:
-  """How far a stack may be distorted; 0 leaves a kind of distortion out.
+  """How far a stack or volume may be distorted; 0 leaves a kind of distortion out.
 
   Attributes:
-    flips: whether to mirror along either side and through the depth, half of the time.
-    rotation_degrees: largest rotation in the plane, either way.
+    flips: whether to mirror along each side and a stack's depth, half of the time.
+    rotation_degrees: largest rotation, either way: in the plane of a stack, of a volume
+      in one of its three planes, each as often.
     zoom: largest change of size, as the logarithm of a factor.
     elastic_mm: standard deviation of a smooth displacement.
-    elastic_nodes: along either side, at which that displacement is drawn.
+    elastic_nodes: along each side, at which that displacement is drawn.
     gain: standard deviation of a factor of the signal around 1.
     shift: standard deviation of an offset of the signal, window units.
     noise: standard deviation of white noise, window units.
@@ -44,15 +49,15 @@ def distort(
   how: Distortion,
   pixel_mm: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Distorts a stack, and its label and weight with it.
+  """Distorts a stack or volume, and its label and weight with it.
 
   Args:
     key: of the draws.
-    stack: (h, w, d) float32, window units.
-    label: (h, w) bool.
-    weight: (h, w) bool; False where the plane was left, too.
+    stack: (h, w, d) slice stack or (x, y, z, 1) volume, float32, window units.
+    label: (h, w) or (x, y, z) bool.
+    weight: of the same shape, bool; False where the plane or volume was left, too.
     how: far.
-    pixel_mm: (2,) size of a pixel along h and w.
+    pixel_mm: (2,) or (3,) size of a pixel or voxel along each side.
   """
   flip_key, warp_key, signal_key = jax.random.split(key, 3)
   if how.flips:
@@ -71,35 +76,50 @@ def distort(
 
 def _flip(key, stack, label, weight):
   """The offsets are symmetric, so a stack read backwards is a mirrored patient."""
-  h, w, d = jax.random.bernoulli(key, shape=(3,))
-  stack = jnp.where(d, stack[..., ::-1], stack)
+  *drawn, depth = jax.random.bernoulli(key, shape=(stack.ndim,))
+  stack = jnp.where(depth, stack[..., ::-1], stack)
 
-  def both(x):
-    x = jnp.where(h, x[::-1], x)
-    return jnp.where(w, x[:, ::-1], x)
+  def sides(x):
+    for axis, flipped in enumerate(drawn):
+      x = jnp.where(flipped, jnp.flip(x, axis), x)
+    return x
 
-  return both(stack), both(label), both(weight)
+  return sides(stack), sides(label), sides(weight)
 
 
-def _coordinates(key, shape, how: Distortion, pixel_mm) -> tuple[jax.Array, jax.Array]:
-  """Where each pixel's value comes from: (h, w) along h, and along w, pixels."""
+def _coordinates(key, shape, how: Distortion, pixel_mm) -> tuple[jax.Array, ...]:
+  """Where each value comes from: per side an array of the shape, pixels or voxels."""
   turn_key, zoom_key, elastic_key = jax.random.split(key, 3)
-  limit = jnp.deg2rad(how.rotation_degrees)
-  angle = jax.random.uniform(turn_key, minval=-limit, maxval=limit)
+  n = len(shape)
   factor = jnp.exp(jax.random.uniform(zoom_key, minval=-how.zoom, maxval=how.zoom))
-  centres = [(n - 1) / 2 for n in shape]
-  y, x = (
-    (jnp.arange(n) - c) * mm for n, c, mm in zip(shape, centres, pixel_mm, strict=True)
+  matrix = _rotation(turn_key, n, how) / factor
+  centres = [(side - 1) / 2 for side in shape]
+  sides = (
+    (jnp.arange(side) - c) * mm
+    for side, c, mm in zip(shape, centres, pixel_mm, strict=True)
   )
-  y, x = jnp.meshgrid(y, x, indexing='ij')
-  cos, sin = jnp.cos(angle) / factor, jnp.sin(angle) / factor
-  mm = [cos * y - sin * x, sin * y + cos * x]
+  old = jnp.meshgrid(*sides, indexing='ij')
+  new = [functools.reduce(operator.add, map(operator.mul, row, old)) for row in matrix]
   if how.elastic_mm:
-    nodes = (2, how.elastic_nodes, how.elastic_nodes)
+    nodes = (n, *(how.elastic_nodes,) * n)
     field = how.elastic_mm * jax.random.normal(elastic_key, nodes)
-    field = jax.image.resize(field, (2, *shape), 'cubic')
-    mm = [m + f for m, f in zip(mm, field, strict=True)]
-  return tuple(m / p + c for m, p, c in zip(mm, pixel_mm, centres, strict=True))
+    field = jax.image.resize(field, (n, *shape), 'cubic')
+    new = [m + f for m, f in zip(new, field, strict=True)]
+  return tuple(m / p + c for m, p, c in zip(new, pixel_mm, centres, strict=True))
+
+
+def _rotation(key, n: int, how: Distortion) -> jax.Array:
+  """(n, n) matrix of a turn in the plane of two sides."""
+  limit = jnp.deg2rad(how.rotation_degrees)
+  angle = jax.random.uniform(key, minval=-limit, maxval=limit)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  values = jnp.stack([cos, cos, -sin, sin])
+  planes = [
+    jnp.eye(n).at[np.array([i, j, i, j]), np.array([i, j, j, i])].set(values)
+    for i, j in itertools.combinations(range(n), 2)
+  ]
+  chosen = jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(planes))
+  return jnp.stack(planes)[chosen]
 
 
 def _signal(key, stack: jax.Array, how: Distortion) -> jax.Array:

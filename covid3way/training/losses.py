@@ -52,3 +52,36 @@ def cross_entropy_and_dice(
   """Cross-entropy + (1 - Dice)."""
   entropy = cross_entropy(logits, labels, weights, class_weights=class_weights)
   return entropy + 1 - soft_dice(logits, labels, weights)
+
+
+def dice_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  class_weights: Sequence[float],
+) -> jax.Array:
+  """1 - Dice with squared probabilities in the denominator (Milletari 2016)."""
+  del class_weights
+  p, labels = jax.nn.softmax(logits)[..., 1] * weights, labels * weights
+  overlap, size = devices.total(((p * labels).sum(), (p * p + labels).sum()))
+  return 1 - (2 * overlap + 1) / (size + 1)
+
+
+def generalised_dice_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  *,
+  class_weights: Sequence[float],
+) -> jax.Array:
+  """1 - generalised Dice: classes weigh as one over their size squared (MPUnet)."""
+  del class_weights
+  p = jax.nn.softmax(logits) * weights[..., None]
+  wanted = jax.nn.one_hot(labels, logits.shape[-1]) * weights[..., None]
+  axes = tuple(range(labels.ndim))
+  overlap, size, wanted_size = devices.total(
+    ((p * wanted).sum(axes), (p + wanted).sum(axes), wanted.sum(axes))
+  )
+  balance = 1 / jnp.square(jnp.maximum(wanted_size, 1))
+  return 1 - (2 * (balance * overlap).sum() + 1e-9) / ((balance * size).sum() + 1e-9)

@@ -20,7 +20,7 @@ import numpy as np
 
 from covid3way.base import InputError
 from covid3way.scans.store import CHUNK_VOXELS
-from covid3way.training.slices import Candidates, Slices
+from covid3way.training.slices import Candidates, Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Sampler:
     InputError: there are none to draw.
   """
 
-  def __init__(self, slices: Slices, sampling: Sampling):
-    self._slices, self._sampling = slices, sampling
+  def __init__(self, samples: Samples, sampling: Sampling):
+    self._samples, self._sampling = samples, sampling
     self._slabs = [
-      _slabs(each, sampling.foreground_share) for each in slices.candidates
+      _slabs(each, sampling.foreground_share) for each in samples.candidates
     ]
     kinds = [[], []]
-    for number, scan in enumerate(slices.scans):
+    for number, scan in enumerate(samples.scans):
       if self._slabs[number]:
         kinds['simulated' in scan.attributes].append(number)
     self._real, self._simulated = kinds
@@ -108,7 +108,7 @@ class Sampler:
   def batch(self, number: int, rows: range) -> dict[str, np.ndarray]:
     """Those rows of a batch, read: see `Slices.read`; and their `seeds` (r,) uint32."""
     chosen, seeds = self.draw(number, rows)
-    return self._slices.read(chosen) | {'seeds': seeds}
+    return self._samples.read(chosen) | {'seeds': seeds}
 
 
 def _slabs(

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,10 +17,10 @@ TIMEOUT_S = 600.0  # A disk that has not answered by then will not.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-  """Slices of one scan that are worth drawing.
+  """Slices, or other samples, of one scan that are worth drawing.
 
   Attributes:
-    foreground: (f,) numbers of slices that hold target voxels.
+    foreground: (f,) numbers of those that hold target voxels.
     background: (g,) the others that cross the region where the loss is counted.
   """
 
@@ -26,35 +28,81 @@ class Candidates:
   background: np.ndarray
 
 
-def find_candidates(
-  scan: StoredScan, *, target: str, region: str, window: tuple[slice, slice, slice]
-) -> dict[str, Candidates]:
-  """The candidates of each view; reads the scan's masks once for all of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masks:
+  """What of a scan's masks is looked at.
 
-  Args:
-    scan: of a store.
+  Attributes:
     target: name of the mask that is learned.
-    region: `lungs`, where slices have to cross them, or `all`.
+    region: `lungs`, where the loss is counted, or `all`.
     window: of the volume, outside of which nothing is looked for.
+  """
+
+  target: str
+  region: str
+  window: tuple[slice, slice, slice]
+
+  def read(self, scan: StoredScan) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y, z) bool within the window: the target, and where the loss is counted.
+
+    Raises:
+      InputError, DamagedFileError: the masks cannot be read.
+    """
+    with naming(scan):
+      lungs, wanted = (
+        scan.volumes[name][self.window].read().result(TIMEOUT_S) > 0
+        for name in ('lungs', self.target)
+      )
+    return wanted, lungs if self.region == 'lungs' else np.ones_like(lungs)
+
+
+def find_candidates(scan: StoredScan, masks: Masks) -> dict[str, Candidates]:
+  """The candidates of each view; reads the scan's masks once for all of them.
 
   Raises:
     InputError, DamagedFileError: the masks cannot be read.
   """
-  with naming(scan):
-    lungs, wanted = (
-      scan.volumes[name][window].read().result(TIMEOUT_S) > 0
-      for name in ('lungs', target)
-    )
-  counted = lungs if region == 'lungs' else np.ones_like(lungs)
+  wanted, counted = masks.read(scan)
   found = {}
   for view, axis in views.NORMAL_AXIS.items():
     others = tuple(a for a in range(3) if a != axis)
     target_in, region_in = wanted.any(axis=others), counted.any(axis=others)
-    found[view] = Candidates(
-      window[axis].start + np.flatnonzero(target_in),
-      window[axis].start + np.flatnonzero(region_in & ~target_in),
-    )
+    start = masks.window[axis].start
+    found[view] = told_apart(target_in, region_in, start)
   return found
+
+
+def told_apart(target_in: np.ndarray, region_in: np.ndarray, start: int) -> Candidates:
+  """Candidates of (n,) bool: which samples, from number `start` on, hold what."""
+  return Candidates(
+    start + np.flatnonzero(target_in), start + np.flatnonzero(region_in & ~target_in)
+  )
+
+
+class Samples(Protocol):
+  """What a network is shown of some scans: slices, sub-volumes or oblique planes.
+
+  Attributes:
+    scans: of which they are.
+    candidates: per scan, which samples to draw from.
+  """
+
+  scans: Sequence[StoredScan]
+  candidates: Sequence[Candidates]
+
+  def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """(b, 2) scan and sample numbers -> a batch; see `Slices.read`."""
+
+
+def every(samples: Samples) -> np.ndarray:
+  """(n, 2) scan and sample numbers of all candidates, foreground first."""
+  pairs = [
+    (number, index)
+    for kind in ('foreground', 'background')
+    for number, each in enumerate(samples.candidates)
+    for index in getattr(each, kind)
+  ]
+  return np.array(pairs, int).reshape(-1, 2)
 
 
 class Slices:
@@ -71,28 +119,15 @@ class Slices:
     candidates: Sequence[Candidates],
     *,
     view: str,
-    target: str,
-    region: str,
+    masks: Masks,
     offsets: Sequence[int],
-    window: tuple[slice, slice, slice],
     spacing_mm: tuple[float, float, float],
   ):
     self.scans, self.candidates = scans, candidates
-    self._offsets, self._window = offsets, window
-    self._target, self._region = target, region
+    self._offsets, self._masks = offsets, masks
     self._axis = views.NORMAL_AXIS[view]
     pixel_mm = [mm for a, mm in enumerate(spacing_mm) if a != self._axis]
     self._pixel_mm = np.array(pixel_mm, np.float32)
-
-  def all(self) -> np.ndarray:
-    """(n, 2) scan and slice numbers of all candidates, foreground first."""
-    pairs = [
-      (number, index)
-      for kind in ('foreground', 'background')
-      for number, each in enumerate(self.candidates)
-      for index in getattr(each, kind)
-    ]
-    return np.array(pairs, int).reshape(-1, 2)
 
   def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Reads slice stacks and what belongs to their central slices.
@@ -108,37 +143,62 @@ class Slices:
     Raises:
       DamagedFileError: a scan cannot be read; it is named.
     """
-    # All reads are in flight before the first is waited for.
-    requests = [self._request(number, index) for number, index in chosen]
-    stacks, labels, weights = [], [], []
-    for (number, _), (signal, target, lungs) in zip(chosen, requests, strict=True):
-      with naming(self.scans[number]):
-        stacks.append(np.moveaxis(signal.result(TIMEOUT_S), self._axis, -1))
-        labels.append(target.result(TIMEOUT_S) > 0)
-        inside = lungs.result(TIMEOUT_S) > 0
-      weights.append(inside if self._region == 'lungs' else np.ones_like(inside))
-    return {
-      'stacks': np.stack(stacks),
-      'labels': np.stack(labels),
-      'weights': np.stack(weights),
-      'pixels_mm': np.tile(self._pixel_mm, (len(chosen), 1)),
+    parts = [self._parts(int(number), int(index)) for number, index in chosen]
+    as_stack = functools.partial(np.moveaxis, source=self._axis, destination=-1)
+    return read_parts(self.scans, chosen[:, 0], parts, self._masks, as_stack) | {
+      'pixels_mm': np.tile(self._pixel_mm, (len(chosen), 1))
     }
 
-  def _request(self, number: int, index: int):
-    volumes = self.scans[number].volumes
-    n = volumes['signal'].shape[self._axis]
-    indices = views.stack_indices([index], self._offsets, n)[0]
-    with naming(self.scans[number]):
-      return (
-        self._part(volumes['signal'], indices).read(),
-        self._part(volumes[self._target], int(index)).read(),
-        self._part(volumes['lungs'], int(index)).read(),
-      )
+  def _parts(self, number: int, index: int):
+    """Where a stack and its central slice lie in a scan."""
+    n = self.scans[number].shape[self._axis]
+    where, centre = list(self._masks.window), list(self._masks.window)
+    where[self._axis] = views.stack_indices([index], self._offsets, n)[0]
+    centre[self._axis] = index
+    return tuple(where), tuple(centre)
 
-  def _part(self, volume, index):
-    where = list(self._window)
-    where[self._axis] = index
-    return volume[tuple(where)]
+
+def read_parts(
+  scans: Sequence[StoredScan],
+  numbers: Sequence[int],
+  parts: Sequence[tuple[Any, Any]],
+  masks: Masks,
+  as_stack: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Reads parts of scans, all at once.
+
+  Args:
+    scans: of which they are.
+    numbers: (b,) of the scans.
+    parts: per sample, where its signal lies, and where its masks do.
+    masks: which are read.
+    as_stack: signal as read -> channels last.
+
+  Returns:
+    `stacks`, `labels` and `weights`; see `Slices.read`.
+
+  Raises:
+    DamagedFileError: a scan cannot be read; it is named.
+  """
+  requests, stacks, labels, weights = [], [], [], []
+  # All reads are in flight before the first is waited for.
+  for number, (where, centre) in zip(numbers, parts, strict=True):
+    volumes = scans[number].volumes
+    with naming(scans[number]):
+      kept = (volumes[masks.target][centre], volumes['lungs'][centre])
+      each = (volumes['signal'][where], *kept)
+      requests.append([volume.read() for volume in each])
+  for number, request in zip(numbers, requests, strict=True):
+    with naming(scans[number]):
+      signal, target, lungs = (read.result(TIMEOUT_S) for read in request)
+    stacks.append(as_stack(signal))
+    labels.append(target > 0)
+    weights.append(lungs > 0 if masks.region == 'lungs' else np.ones(lungs.shape, bool))
+  return {
+    'stacks': np.stack(stacks),
+    'labels': np.stack(labels),
+    'weights': np.stack(weights),
+  }
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Which scans train and which validate: by patient, with no way around it."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from covid3way.base import ConfigError, LeakError
+from covid3way.base import ConfigError, InputError, LeakError
 from covid3way.scans.store import StoredScan
 
 
@@ -53,7 +54,84 @@ def split(
     )
   usable = scans if simulated else real
   training = [s for s in usable if s.attributes['patient_id'] not in held_out]
-  return training, [s for s in real if s.attributes['patient_id'] in held_out]
+  validation = [s for s in real if s.attributes['patient_id'] in held_out]
+  check_apart({'training': training, 'validation': validation})
+  return training, validation
+
+
+def named_split(
+  scans: Sequence[StoredScan], names: Mapping[str, Sequence[str]]
+) -> dict[str, list[StoredScan]]:
+  """The scans of each side of a split that somebody else made.
+
+  Args:
+    scans: of a store.
+    names: scan ids per side: `training`, `validation` and `test`.
+
+  Raises:
+    LeakError: a patient, a series or the same voxels are on two sides; a simulated scan
+      validates or tests.
+    InputError: a scan is not in the store.
+  """
+  check_origin(scans)
+  known, sides = {scan.scan_id: scan for scan in scans}, {}
+  for side, ids in names.items():
+    for scan_id in ids:
+      if scan_id not in known:
+        found = f'the {side} side of the split names it, the store does not hold it'
+        raise InputError(scan_id, found, 'preprocess it, or make the split anew')
+    sides[side] = [known[scan_id] for scan_id in ids]
+    simulated = [s.scan_id for s in sides[side] if 'simulated' in s.attributes]
+    if simulated and side != 'training':
+      found = f'a simulated scan on the {side} side of a split'
+      raise LeakError(simulated[0], found, 'simulated scans are for training alone')
+  check_apart(sides)
+  return sides
+
+
+def identities(scans: Sequence[StoredScan]) -> dict[str, list[str]]:
+  """By what scans can be known again: patients, hashes of series and of voxels."""
+  found = {'patients': set(), 'series': set(), 'voxels': set()}
+  for scan in scans:
+    known = scan.attributes
+    found['patients'].add(known['patient_id'])
+    found['series'].add(known.get('provenance', {}).get('series_sha256'))
+    found['voxels'].add(known.get('voxels_sha256'))
+  return {kind: sorted(values - {None}) for kind, values in found.items()}
+
+
+def check_apart(sides: Mapping[str, Sequence[StoredScan]]) -> None:
+  """Refuses a split of which two sides have something in common.
+
+  Raises:
+    LeakError: a patient, a series or the same voxels.
+  """
+  each = {side: identities(scans) for side, scans in sides.items()}
+  for (one, seen), (other, held_out) in itertools.combinations(each.items(), 2):
+    check_unseen(seen, held_out, f'{one} and {other}')
+
+
+def check_unseen(
+  seen: Mapping[str, Sequence[str]], held_out: Mapping[str, Sequence[str]], what: str
+) -> None:
+  """Refuses what was seen before.
+
+  Args:
+    seen: `identities` of some scans.
+    held_out: of others.
+    what: both are, for the error.
+
+  Raises:
+    LeakError: they have a patient, a series or voxels in common.
+  """
+  for kind, values in held_out.items():
+    common = sorted(set(values) & set(seen.get(kind, ())))
+    if common:
+      raise LeakError(
+        what,
+        f'the same {kind} on both sides: {", ".join(common[:3])}',
+        'put all scans of a patient on one side, and every scan into a cohort once',
+      )
 
 
 def check_origin(scans: Sequence[StoredScan]) -> None:

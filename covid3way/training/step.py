@@ -5,13 +5,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from covid3way.networks.unet import UNet
 from covid3way.training import devices, losses
 from covid3way.training.distort import Distortion, distort
 
@@ -35,7 +35,7 @@ class Recipe:
       batches that do not fit. Batch statistics and Dice are then those of each part.
   """
 
-  network: UNet
+  network: nn.Module
   optimiser: optax.GradientTransformation
   schedule: optax.Schedule
   loss: Callable[..., jax.Array]
@@ -75,21 +75,21 @@ class TrainState:
   static_argnums=(0, 2),
   compiler_options={'xla_backend_optimization_level': 0},
 )
-def _init(network: UNet, key: jax.Array, slices: int) -> Any:
-  """The same for all views: weights know nothing of a stack's height and width."""
-  stacks = jnp.zeros((1, network.stride, network.stride, slices))
-  return network.init(key, stacks, train=False)
-
-
-def init_state(recipe: Recipe, key: jax.Array, slices: int) -> TrainState:
-  """Fresh weights for stacks of some slices.
+def fresh_variables(network: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Any:
+  """Weights to begin with.
 
   Args:
-    recipe: of the training.
+    network: whose they are.
     key: of the draws.
-    slices: of a stack, d.
+    shape: of a sample, channels last, as small as the network takes: weights know
+      nothing of the other sides, so views of other shapes share a compilation.
   """
-  variables = _init(recipe.network, key, slices)
+  # Some networks keep no statistics of batches.
+  return {'batch_stats': {}} | network.init(key, jnp.zeros((1, *shape)), train=False)
+
+
+def init_state(recipe: Recipe, variables: Any) -> TrainState:
+  """The state before the first step, with weights to begin with."""
   return TrainState(
     variables,
     variables if recipe.average else None,
@@ -118,7 +118,9 @@ def make_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState,
       recipe, network, state.variables, _distorted(batch, recipe)
     )
     gradient = devices.mean(gradient)
-    update, opt_state = recipe.optimiser.update(gradient, state.opt_state, params)
+    update, opt_state = optax.with_extra_args_support(recipe.optimiser).update(
+      gradient, state.opt_state, params, value=metrics['loss']
+    )
     params = optax.apply_updates(params, update)
     variables = {'params': params, 'batch_stats': batch_stats}
     metrics |= {
@@ -149,7 +151,7 @@ def _distorted(batch: Batch, recipe: Recipe) -> Batch:
   return dict(zip(names, distorted, strict=True))
 
 
-def _gradient(recipe: Recipe, network: UNet, variables: Any, batch: Batch):
+def _gradient(recipe: Recipe, network: nn.Module, variables: Any, batch: Batch):
   """New batch statistics, and the gradient and metrics, averaged over the parts."""
 
   def objective(params, batch_stats, batch):
@@ -162,7 +164,7 @@ def _gradient(recipe: Recipe, network: UNet, variables: Any, batch: Batch):
     known = logits, batch['labels'].astype(jnp.int32), batch['weights']
     loss = recipe.loss(*known, class_weights=recipe.class_weights)
     metrics = {'loss': loss, 'dice': losses.soft_dice(*known)}
-    return loss, (metrics, updates['batch_stats'])
+    return loss, (metrics, updates.get('batch_stats', {}))
 
   def part(batch_stats, batch):
     gradient, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(
@@ -185,7 +187,9 @@ def _averaged(state: TrainState, variables: Any, decay: float) -> Any:
   return optax.incremental_update(variables, state.averaged, share)
 
 
-def make_evaluate(network: UNet) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+def make_evaluate(
+  network: nn.Module,
+) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
   """Counts of a batch from which Dice is made: one device's share, summed over all."""
 
   def evaluate(variables, batch):

@@ -47,18 +47,19 @@ def central_window(
   shape: Sequence[int],
   spacing_mm: Sequence[float],
   *,
-  stride: int,
+  strides: Sequence[int],
 ) -> tuple[slice, slice, slice]:
   """The middle of a volume, at least `extent_mm` wide where the volume is.
 
   Args:
     extent_mm: wanted along x, y, z.
-    shape: voxels of the volume, multiples of `stride`.
+    shape: voxels of the volume, multiples of `strides`.
     spacing_mm: of its voxels.
-    stride: the window's sides are multiples of it.
+    strides: the window's sides are multiples of them.
   """
   window = []
-  for mm, n, step_mm in zip(extent_mm, shape, spacing_mm, strict=True):
+  each = zip(extent_mm, shape, spacing_mm, strides, strict=True)
+  for mm, n, step_mm, stride in each:
     side = min(math.ceil(round(mm / step_mm, 6) / stride) * stride, n)
     start = (n - side) // 2
     window.append(slice(start, start + side))

@@ -1,0 +1,104 @@
+"""The paper's experiments on a cohort: methods x folds x ratios x ablations.
+
+  python -m covid3way.main --config=configs/crossval.py --workdir=runs/study \
+    --config.input=manifest.csv
+
+Casts the scans, fits the law, simulates, then trains, tunes and tests every method on
+the same folds; `--config=configs/report.py --workdir=runs/study` makes tables, figures
+and a page of it. What is done is skipped on a second run, so methods, ratios and
+ablations may be added later. As an array: run preprocess, fit and augment in the same
+workdir, then `--shard=i/n`, then the same command without it, which gathers.
+
+`configs/crossval.py:phantom` and `:slices` are the README's two experiments, of a size
+for 2 CPU cores: a phantom cohort, and the four patients whose slices were published
+without Hounsfield units.
+"""
+
+from configs import default
+
+# On 2 CPU cores: a coarse space, a quarter of all channels, and so many steps per
+# network that every method trains for about as long. Losses and batches are each
+# method's own; so few steps ask for one optimiser and a rate that falls to 0.
+_COARSE = {
+  'width': 0.25,
+  'extent_mm': (290.0, 290.0, 290.0),  # Holds the lungs.
+  'epochs': 5,
+  'validation_slices': 64,
+  'foreground_share': 0.9,
+  'class_weights': (1.0, 10.0),
+  'ema_decay': 0.9,
+  'cache_gib': 1.0,
+  'stacks_per_slab': 1,  # All of these cohorts fits into the cache.
+  'reading_threads': 2,
+  'distortion': {'rotation_degrees': 0.0},
+}
+_ADAM = {
+  'optimiser': 'optax.adam',
+  'schedule': 'covid3way.training.optimisers.cosine',
+  'learning_rate': 4e-3,
+  'weight_decay': 0.0,
+  'epochs': 5,
+  'foreground_share': 0.9,
+  'distortion': {'elastic_mm': 0.0},
+}
+_COARSE_METHODS = {
+  'three_way': {
+    'features': (20, 40, 80, 160, 320),  # The paper's count: 8.6 million at width 1.
+    'batch_size': 8,
+    'open_slabs': 8,
+    'steps_per_epoch': 100,
+  },
+  'unet_2d': {'batch_size': 8, 'open_slabs': 8, 'steps_per_epoch': 300},
+  'h_dense_unet': {
+    'patch_voxels': (96, 96, 8),
+    'batch_size': 2,
+    'open_slabs': 2,
+    'steps_per_epoch': 40,
+  },
+  'mpunet': {'steps_per_epoch': 200},
+  'unet_3d': {'patch_voxels': (48, 48, 48), 'steps_per_epoch': 120},
+  'vnet_3d': {'patch_voxels': (48, 48, 48), 'steps_per_epoch': 80},
+}
+
+
+def get_config(variant: str = ''):
+  """`:phantom`, `:slices`, or `:smoke`: the same path, tiny."""
+  names = {'phantom': '', 'slices': ''}
+  config = default.pick(
+    'crossval',
+    names.get(variant, variant),
+    'input',
+    'space',
+    'window',
+    'simulator',
+    'fit',
+    'augmentation',
+    'training',
+    'aggregation',
+    'prediction.batch_size',
+    'crossval',
+  )
+  config.aggregation.choice = 'sum'  # As the paper: each method's threshold is tuned.
+  if variant in ('phantom', 'slices'):
+    config.space.shape = (96, 96, 128)
+    config.training.update(_COARSE)
+    for method, settings in _COARSE_METHODS.items():
+      config.crossval.settings[method].update({**_ADAM, **settings})
+    config.prediction.batch_size = 8
+    config.crossval.processes = 2
+  if variant == 'phantom':
+    # The cohort's matrix of 128 pixels in place of 512.
+    config.crossval.padded_mm = (4 * 334 / 512, 4 * 334 / 512, 1.0)
+  if variant == 'slices':
+    config.crossval.update(
+      methods=('three_way', 'unet_2d', 'unet_3d'), folds=4, ratios=(0.0,), ablations=()
+    )
+  if variant == 'smoke':
+    config.space.shape = (32, 32, 48)
+    config.fit.update(iterations=3, restarts=0)
+    config.augmentation.steps = 20
+    config.training.update(default.SMOKE_TRAINING)
+    own = {'views': ('volume',), 'patch_voxels': (16, 16, 16), 'features': (4, 8)}
+    config.crossval.settings = {'three_way': {}, 'unet_3d': own}
+    config.crossval.update(methods=('three_way', 'unet_3d'), folds=2, ablations=('xy',))
+  return config

@@ -262,6 +262,14 @@ def get_config() -> ConfigDict:
   config.crossval.processes = 1  # Trainings at a time.
   config.crossval.settings = METHODS  # What differs from `config.training`, by method.
 
+  # Tables, figures and page of a cross-validation.
+  config.report = ConfigDict()
+  config.report.evaluation = 'native'  # Or 'standard' or 'dilated'.
+  config.report.ratio_percent = 200.0  # Of simulated scans, where a table shows one.
+  config.report.best_scanner = ''  # Of Table II's block #; '': that of most scans.
+  config.report.examples = 3  # Scans in each of Figs. 4, 5 and 6.
+  config.report.seed = 0  # Of the bootstrap over patients.
+
   # Quickstart.
   config.held_out_patients = 4  # Predicted, never trained on.
   return config

@@ -234,6 +234,7 @@ def test_curves_of_the_largest_lesions():
   for (voxels, counts), value in zip(found, (-0.1025, 0.0525), strict=True):
     (bin_,) = np.flatnonzero(counts)
     assert counts[bin_] == voxels and bin_ == math.floor((value + 0.3) / 0.005)
+  assert lesions.lesion_curves(signal, np.zeros_like(infection)) == []
   many = np.zeros((20, 20, 20), bool)
   many[::4, ::4, ::4] = True
   assert len(lesions.lesion_curves(signal, many)) == lesions.MOST_LESIONS

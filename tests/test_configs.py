@@ -23,7 +23,7 @@ from covid3way.segmentation.model import read_model
 NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'default')
 
 # Sections whose fields a study may extend: read as a whole.
-TABLES = ('scanners', 'W')
+TABLES = ('scanners', 'W', 'settings')
 # Handed on whole to another process.
 HANDED_ON = {'benchmark': 'training.'}
 

@@ -103,7 +103,7 @@ def test_page_says_what_is_missing_and_how_it_was_made(whole):
   assert 'unet_2d-200 0 1 no prediction' in text
   assert '2D U-Net (6 of 7 scans)' in text
   assert 'training.epochs 3' in text and 'tensorstore' in text
-  assert '7 scans in 2 folds, of 6 patients' in text
+  assert '7 scans in 2 folds; patients: 6, scanners: 2, sites: 1' in text
   # 7.05 in all, but 0.7 of a single view, which is one network of the whole.
   spread = (
     sum(crossval_results.RUNS.values()) - crossval_results.RUNS['three_way', 200, 'xy']

@@ -250,8 +250,8 @@ def test_table_s1_has_aggregators_and_offsets():
   assert found == {
     'g: sum > 2 (2 of 4 scans)': ['0.600 ± 0.141', ''],
     'g: product (2 of 4 scans)': ['0.150 ± 0.071', ''],
-    "Offsets: the method's own": ['–', '0.750 ± 0.129'],
-    'Offsets: 0, ±5, ±10 mm': ['0.700 ± 0.000', '0.600 ± 0.000'],
+    "Offsets: the method's own": ['–', '*0.750 ± 0.129*'],
+    'Offsets: 0, ±5, ±10 mm': ['*0.700 ± 0.000*', '0.600 ± 0.000'],
   }
 
 

@@ -90,6 +90,10 @@ def lesion_curves(
   Returns:
     At most `MOST_LESIONS` of (voxels, (n,) voxels per bin of 0.005).
   """
+  box = ndimage.find_objects(infection.astype(np.int8))
+  if not box:
+    return []
+  signal, infection = signal[box[0]], infection[box[0]]
   regions, count = ndimage.label(infection, np.ones((3, 3, 3)))
   sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
   largest = np.argsort(-sizes, kind='stable')[:MOST_LESIONS]

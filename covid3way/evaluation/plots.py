@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from covid3way.evaluation.agreement import agreement
 from covid3way.evaluation.results import Row
 from covid3way.evaluation.scores import FAILURE_DICE, Scores, label, shares, stage_order
-from covid3way.evaluation.statistics import bootstrap_mean
+from covid3way.evaluation.inference import bootstrap_mean
 
 # Colours that all kinds of colour vision tell apart (Okabe and Ito), and shapes.
 _STYLES = (
@@ -52,7 +52,7 @@ def bland_altman(path: Path, scores: Scores) -> None:
   for panel, _, _ in panels:
     panel.set_ylim(-1.1 * max(reach), 1.1 * max(reach))
   figure.supxlabel('mean of predicted and reference infected share, % of the lungs')
-  figure.supylabel('predicted minus reference, percentage points')
+  figure.supylabel('predicted minus reference, percentage points', fontsize=10)
   lines = [
     Line2D([], [], color=_DARK, label='bias'),
     Line2D([], [], color=_DARK, linestyle='--', label='95 % limits of agreement'),

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
-import statistics as numbers
+import statistics
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -97,7 +97,7 @@ class Scores:
     waiting = []
     for stage in stage_order(row['stage'] for row in scored):
       rows = [row for row in scored if row['stage'] == stage]
-      middle = numbers.median(row['dice'] for row in rows)
+      middle = statistics.median(row['dice'] for row in rows)
       rows.sort(key=lambda row: (abs(row['dice'] - middle), row['scan_id']))
       waiting.append([row['scan_id'] for row in rows])
     turns = itertools.zip_longest(*waiting)
@@ -139,8 +139,8 @@ def mean_sd(rows: Sequence[Row], field: str) -> Cell:
   if not rows:
     return None
   values = known(rows, field)
-  mean = numbers.fmean(values) if values else math.nan
-  return mean, numbers.stdev(values) if len(values) > 1 else math.nan
+  mean = statistics.fmean(values) if values else math.nan
+  return mean, statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def mean(rows: Sequence[Row], field: str) -> Cell:

@@ -8,7 +8,7 @@ from statistics import fmean
 from covid3way.evaluation.paper_tables import BOLD, MEAN_SD, gaps
 from covid3way.evaluation.results import Row
 from covid3way.evaluation.scores import OURS, Scores, in_order, label, mean_sd
-from covid3way.evaluation.statistics import compare
+from covid3way.evaluation.inference import compare
 from covid3way.evaluation.tables import Cell, Column, Line, Table
 
 # Lines of Table VII: the run's ratio (None: as it is) and its ablation.
@@ -216,12 +216,15 @@ def table_s1(scores: Scores, aggregators: Sequence[Row]) -> Table:
     cells = [mean_sd(s.of(OURS, ablation=ablation), 'dice') for s in (standard, scores)]
     lines.append(Line(_offsets(ablation), tuple(cells), remark=scores.remark(rows)))
   columns = (
-    Column('Dice, standard space', ('dice_standard', 'sd_standard'), '.3f', MEAN_SD),
-    Column(f'Dice, {scores.evaluation}', ('dice', 'sd'), '.3f', MEAN_SD),
+    Column(
+      'Dice, standard space', ('dice_standard', 'sd_standard'), '.3f', MEAN_SD, 'high'
+    ),
+    Column(f'Dice, {scores.evaluation}', ('dice', 'sd'), '.3f', MEAN_SD, 'high'),
   )
   notes = (
-    'Dice of test scans, mean ± standard deviation. Aggregators g have thresholds and '
-    'weights from validation scans, and are compared in the standard space.',
+    f'Dice of test scans, mean ± standard deviation. {BOLD} Aggregators g have '
+    'thresholds and weights from validation scans, and are compared in the standard '
+    'space.',
     *gaps(lines),
   )
   title = (

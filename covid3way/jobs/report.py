@@ -128,9 +128,9 @@ def _facts(folder: ResultsFolder, scores: Scores) -> dict[str, str]:
   trained_s = sum(known(own, 'training_s'))
   return {
     'Made': datetime.datetime.now().astimezone().isoformat(' ', 'minutes'),
-    'Tested': f'{len(scores.tested)} scans in {len(folder.folds)} folds, of '
-    f'{counted("patient_id")} patients, {counted("scanner")} scanners and '
-    f'{counted("site")} sites that are named',
+    'Tested': f'{len(scores.tested)} scans in {len(folder.folds)} folds; patients: '
+    f'{counted("patient_id")}, scanners: {counted("scanner")}, sites: '
+    f'{counted("site")}',
     'Methods': ', '.join(map(label, in_order(scores.methods))),
     'Runs': f'{len(folder.planned)}, whose trainings took '
     f'{study_tables.duration(trained_s)} in all',

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from covid3way.base import ConfigError
-from covid3way.evaluation import statistics
+from covid3way.evaluation import inference
 
 NAN = float('nan')
 
@@ -20,22 +20,22 @@ def clustered(rng, patients, scans, *, between, within, mean=0.0):
 def test_bootstrap_of_two_patients_by_hand():
   # Cohorts drawn: both the one, both the other, or, half of the time, each once.
   arguments = [0.0, 1.0], ['a', 'b']
-  assert statistics.bootstrap_mean(*arguments, seed=0) == (0.5, 0, 1)
-  assert statistics.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.5, 0.5, 0.5)
+  assert inference.bootstrap_mean(*arguments, seed=0) == (0.5, 0, 1)
+  assert inference.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.5, 0.5, 0.5)
 
 
 def test_scans_of_a_patient_are_drawn_together():
   # One patient with three scans of 1, one with one of 0: 0, 3/4 or 1 is all there is.
   arguments = [1, 1, 1, 0], ['a', 'a', 'a', 'b']
-  assert statistics.bootstrap_mean(*arguments, seed=0) == (0.75, 0, 1)
-  assert statistics.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.75, 0.75, 0.75)
+  assert inference.bootstrap_mean(*arguments, seed=0) == (0.75, 0, 1)
+  assert inference.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.75, 0.75, 0.75)
 
 
 def test_interval_is_as_wide_as_theory_says():
   values, patients = clustered(
     np.random.default_rng(0), 400, 1, between=1, within=0, mean=3
   )
-  mean, low, high = statistics.bootstrap_mean(values, patients, seed=1)
+  mean, low, high = inference.bootstrap_mean(values, patients, seed=1)
   assert mean == pytest.approx(values.mean(), rel=1e-12)
   reach = 1.96 * values.std() / np.sqrt(400)
   assert (low, high) == pytest.approx((mean - reach, mean + reach), abs=0.05 * reach)
@@ -47,7 +47,7 @@ def test_interval_covers_the_truth_as_often_as_it_says(level):
   covered = 0
   for seed in range(400):
     values, patients = clustered(rng, 40, 3, between=1, within=0.5, mean=7)
-    _, low, high = statistics.bootstrap_mean(
+    _, low, high = inference.bootstrap_mean(
       values, patients, seed=seed, draws=600, level=level
     )
     covered += low <= 7 <= high
@@ -61,7 +61,7 @@ def test_scans_alike_widen_the_interval():
   values, patients = clustered(rng, 60, 4, between=3, within=1)
 
   def width(patients):
-    _, low, high = statistics.bootstrap_mean(values, patients, seed=0)
+    _, low, high = inference.bootstrap_mean(values, patients, seed=0)
     return high - low
 
   # The design effect: 1 + (scans - 1) times their correlation, 9 / 10.
@@ -71,9 +71,9 @@ def test_scans_alike_widen_the_interval():
 
 def test_the_seed_alone_decides():
   values, patients = clustered(np.random.default_rng(4), 12, 2, between=1, within=1)
-  first = statistics.bootstrap_mean(values, patients, seed=5)
-  assert statistics.bootstrap_mean(values, patients, seed=5) == first
-  assert statistics.bootstrap_mean(values, patients, seed=6) != first
+  first = inference.bootstrap_mean(values, patients, seed=5)
+  assert inference.bootstrap_mean(values, patients, seed=5) == first
+  assert inference.bootstrap_mean(values, patients, seed=6) != first
 
 
 @pytest.mark.parametrize(
@@ -81,25 +81,25 @@ def test_the_seed_alone_decides():
   [([], [], NAN), ([1, 2], ['a', 'a'], 1.5), ([1, NAN], ['a', 'b'], 1)],
 )
 def test_fewer_than_two_patients(values, patients, mean):
-  found = statistics.bootstrap_mean(values, patients, seed=0)
+  found = inference.bootstrap_mean(values, patients, seed=0)
   assert found == pytest.approx((mean, NAN, NAN), nan_ok=True)
-  found = statistics.signed_rank(values, patients)
+  found = inference.signed_rank(values, patients)
   assert found == pytest.approx((NAN, NAN), nan_ok=True)
 
 
 def test_scans_of_which_nothing_is_known_are_left_out():
-  found = statistics.bootstrap_mean([4, NAN, 6], ['a', 'b', 'c'], seed=0)
-  assert found == statistics.bootstrap_mean([4, 6], ['a', 'c'], seed=0)
+  found = inference.bootstrap_mean([4, NAN, 6], ['a', 'b', 'c'], seed=0)
+  assert found == inference.bootstrap_mean([4, 6], ['a', 'c'], seed=0)
 
 
 def test_signed_rank_by_hand():
   # Of 2 ** 5 signs, two are as one-sided as this.
-  p, effect = statistics.signed_rank([0.1, 0.2, 0.3, 0.4, 0.5], list('abcde'))
+  p, effect = inference.signed_rank([0.1, 0.2, 0.3, 0.4, 0.5], list('abcde'))
   assert (p, effect) == (pytest.approx(2 / 32), 1)
   # Ranks 3 and 1 up, 2 down.
-  assert statistics.signed_rank([3, 1, -2], list('abc'))[1] == pytest.approx(1 / 3)
+  assert inference.signed_rank([3, 1, -2], list('abc'))[1] == pytest.approx(1 / 3)
   # Of a patient the mean counts: 2, not 4 and 0 or their sum; the other's is -3.
-  p, effect = statistics.signed_rank([4, 0, -3], ['a', 'a', 'b'])
+  p, effect = inference.signed_rank([4, 0, -3], ['a', 'a', 'b'])
   assert (p, effect) == (1, pytest.approx(-1 / 3))
 
 
@@ -107,37 +107,37 @@ def test_signed_rank_by_hand():
 def test_signed_rank_equals_scipy_on_means_of_patients(patients):
   rng = np.random.default_rng(6)
   values, names = clustered(rng, patients, 3, between=1, within=1, mean=0.3)
-  p, effect = statistics.signed_rank(values, names)
+  p, effect = inference.signed_rank(values, names)
   means = values.reshape(patients, 3).mean(axis=1)
   expected = stats.wilcoxon(means)
   assert p == pytest.approx(expected.pvalue, rel=1e-6)
   ranks = patients * (patients + 1) / 2
   # Two-sided, scipy tells the smaller of the two rank sums.
   assert abs(effect) == pytest.approx(1 - 2 * expected.statistic / ranks)
-  mirrored = statistics.signed_rank(-values, names)
+  mirrored = inference.signed_rank(-values, names)
   assert mirrored == pytest.approx((p, -effect))
 
 
 def test_patients_without_a_difference():
-  assert statistics.signed_rank([0, 0, 0.1, -0.1], ['a', 'b', 'c', 'c']) == (1, 0)
-  some = statistics.signed_rank([0.1, 0.2, 0, 0.3], list('abcd'))
-  assert some == statistics.signed_rank([0.1, 0.2, 0.3], list('abd'))
+  assert inference.signed_rank([0, 0, 0.1, -0.1], ['a', 'b', 'c', 'c']) == (1, 0)
+  some = inference.signed_rank([0.1, 0.2, 0, 0.3], list('abcd'))
+  assert some == inference.signed_rank([0.1, 0.2, 0.3], list('abd'))
 
 
 def test_differences_equal_but_for_rounding_are_ties():
   third_digit = [0.9 - 0.8, 0.1, 0.3 - 0.4, 0.2]
   assert len({abs(value) for value in third_digit}) == 4
-  found = statistics.signed_rank(third_digit, list('abcd'))
-  assert found == statistics.signed_rank([1, 1, -1, 2], list('abcd'))
+  found = inference.signed_rank(third_digit, list('abcd'))
+  assert found == inference.signed_rank([1, 1, -1, 2], list('abcd'))
 
 
 def test_holm_by_hand():
-  adjusted = statistics.holm([0.01, 0.04, 0.03, 0.005])
+  adjusted = inference.holm([0.01, 0.04, 0.03, 0.005])
   # 4 x 0.005, 3 x 0.01, 2 x 0.03; and 0.04 no less than that.
   assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
-  assert statistics.holm([0.5, NAN, 0.6]) == pytest.approx([1, NAN, 1], nan_ok=True)
-  assert statistics.holm([0.02]) == [0.02]
-  assert statistics.holm([]).size == 0
+  assert inference.holm([0.5, NAN, 0.6]) == pytest.approx([1, NAN, 1], nan_ok=True)
+  assert inference.holm([0.02]) == [0.02]
+  assert inference.holm([]).size == 0
 
 
 def cohort():
@@ -158,16 +158,16 @@ def cohort():
 
 def test_compare():
   values, patients = cohort()
-  rows = statistics.compare(values, patients, reference='ours', seed=3)
+  rows = inference.compare(values, patients, reference='ours', seed=3)
   assert [row['method'] for row in rows] == ['plain', 'worse', 'same']
   assert {(row['n_scans'], row['n_patients']) for row in rows} == {(20, 10)}
   for row in rows:
     paired = [values['ours'][s] - values[row['method']][s] for s in patients]
     names = list(patients.values())
     interval = row['difference'], row['low'], row['high']
-    assert interval == statistics.bootstrap_mean(paired, names, seed=3)
-    assert (row['p'], row['effect']) == statistics.signed_rank(paired, names)
-  adjusted = statistics.holm([row['p'] for row in rows])
+    assert interval == inference.bootstrap_mean(paired, names, seed=3)
+    assert (row['p'], row['effect']) == inference.signed_rank(paired, names)
+  adjusted = inference.holm([row['p'] for row in rows])
   assert [row['p_holm'] for row in rows] == adjusted.tolist()
   plain, worse, same = rows
   assert 0.08 < worse['low'] < worse['difference'] < worse['high'] < 0.12
@@ -185,7 +185,7 @@ def test_compare_on_the_scans_that_both_have():
   values, patients = cohort()
   del values['plain']['s0'], values['plain']['s1']
   values['worse']['s2'], values['ours']['s4'] = NAN, NAN
-  rows = statistics.compare(values, patients, reference='ours', seed=0)
+  rows = inference.compare(values, patients, reference='ours', seed=0)
   counts = [(row['n_scans'], row['n_patients']) for row in rows]
   assert counts == [(17, 9), (18, 10), (19, 10)]
   paired = [
@@ -196,7 +196,7 @@ def test_compare_on_the_scans_that_both_have():
 
 def test_compare_methods_without_a_common_scan():
   values = {'ours': {'s0': 0.5}, 'other': {'s1': 0.4}}
-  (row,) = statistics.compare(values, {}, reference='ours', seed=0)
+  (row,) = inference.compare(values, {}, reference='ours', seed=0)
   assert (row.pop('method'), row.pop('n_scans'), row.pop('n_patients')) == (
     'other',
     0,
@@ -207,4 +207,4 @@ def test_compare_methods_without_a_common_scan():
 
 def test_compare_with_an_unknown_method():
   with pytest.raises(ConfigError, match=r'three_way.*only of plain, ours, worse, same'):
-    statistics.compare(*cohort(), reference='three_way', seed=0)
+    inference.compare(*cohort(), reference='three_way', seed=0)

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from covid3way.evaluation.agreement import agreement
+from covid3way.evaluation.inference import bootstrap_mean
 from covid3way.evaluation.results import Row
 from covid3way.evaluation.scores import FAILURE_DICE, Scores, label, shares, stage_order
-from covid3way.evaluation.inference import bootstrap_mean
 
 # Colours that all kinds of colour vision tell apart (Okabe and Ito), and shapes.
 _STYLES = (

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from covid3way.evaluation.inference import compare
 from covid3way.evaluation.paper_tables import BOLD, MEAN_SD, gaps
 from covid3way.evaluation.results import Row
 from covid3way.evaluation.scores import OURS, Scores, in_order, label, mean_sd
-from covid3way.evaluation.inference import compare
 from covid3way.evaluation.tables import Cell, Column, Line, Table
 
 # Lines of Table VII: the run's ratio (None: as it is) and its ablation.

@@ -49,15 +49,21 @@ _COARSE_METHODS = {
     'steps_per_epoch': 100,
   },
   'unet_2d': {'batch_size': 8, 'open_slabs': 8, 'steps_per_epoch': 300},
-  'h_dense_unet': {
-    'patch_voxels': (96, 96, 8),
-    'batch_size': 2,
-    'open_slabs': 2,
-    'steps_per_epoch': 40,
-  },
+  'h_dense_unet': {'patch_voxels': (64, 64, 4), 'steps_per_epoch': 50},
   'mpunet': {'steps_per_epoch': 200},
-  'unet_3d': {'patch_voxels': (48, 48, 48), 'steps_per_epoch': 120},
-  'vnet_3d': {'patch_voxels': (48, 48, 48), 'steps_per_epoch': 80},
+  # As many millimetres as the paper's 128 voxels.
+  'unet_3d': {
+    'patch_voxels': (24, 24, 32),
+    'batch_size': 4,
+    'open_slabs': 4,
+    'steps_per_epoch': 200,
+  },
+  'vnet_3d': {
+    'patch_voxels': (24, 24, 32),
+    'batch_size': 4,
+    'open_slabs': 4,
+    'steps_per_epoch': 200,
+  },
 }
 
 

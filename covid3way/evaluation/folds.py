@@ -103,7 +103,8 @@ def choose_simulated(
 ) -> list[str]:
   """Simulated scans for a ratio: 2 is two per real scan, 0.5 one with probability 1/2.
 
-  Paper, Section IV-C. A smaller ratio takes a part of what a larger one takes.
+  Paper, Section IV-C. A smaller ratio takes a part of what a larger one takes. Real
+  scans from which none was simulated, as no law could be fitted, go without.
 
   Args:
     simulated: real scan -> the simulated ones that stand for it.
@@ -118,7 +119,7 @@ def choose_simulated(
     rng = np.random.default_rng((seed, number))
     order, more = rng.permutation(len(made)), rng.random() < ratio % 1
     wanted = int(ratio) + more
-    if wanted > len(made):
+    if made and wanted > len(made):
       found = f'{ratio:g} simulated scans per scan, but {scan} has {len(made)}'
       remedy = 'raise config.augmentation.ratio and run augment again'
       raise ConfigError('config.crossval.ratios', found, remedy)

@@ -39,6 +39,7 @@ from covid3way.networks.registry import METHODS
 from covid3way.scans import nnunet, source, store
 from covid3way.scans.files import write_json_once
 from covid3way.scans.manifest import ManifestRow
+from covid3way.scans.store import StoredScan
 from covid3way.training.split import check_origin, named_split
 
 OURS = 'three_way'
@@ -62,14 +63,14 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   if shard.is_whole:
     _prepare(config, workdir, tasks)
   folds = _folds(config, workdir, known)
-  work = {
-    f'{task.training.name}, fold {k}': functools.partial(
-      _prepared, task, k, folds[k], config, workdir, known
-    )
-    for k in range(len(folds))
-    for task in tasks
-  }
+  todo = [(task, k) for k in range(len(folds)) for task in tasks]
   try:
+    # A leak, in whatever fold, stops all of them before any begins.
+    splits = _Splits(config, workdir, known)
+    work = {
+      f'{task.training.name}, fold {k}': splits.given(task, k, folds[k])
+      for task, k in todo
+    }
     _do(work, config, workdir, shard)
   finally:
     if shard.is_whole:
@@ -137,6 +138,8 @@ def _prepare(config: ConfigDict, workdir: Path, tasks: Sequence[Task]) -> None:
         importlib.import_module(f'covid3way.jobs.{name}').run(own, folder)
       except SomeFailedError as error:
         progress.say(f'{name}: {error}; going on without them')
+        # The next job would take the report for its own.
+        (folder / 'failures.json').rename(folder / f'failures-{name}.json')
 
 
 def _folds(
@@ -157,31 +160,42 @@ def _folds(
   return nnunet.read_splits(path, patients)
 
 
-def _prepared(
-  task: Task,
-  k: int,
-  fold: folding.Fold,
-  config: ConfigDict,
-  workdir: Path,
-  rows: Mapping[str, ManifestRow],
-) -> tuple[Any, ...]:
-  """What `runs.do` is given: the split is written and checked before anything runs.
+class _Splits:
+  """Writes the split of each training, and makes sure that it does not leak."""
 
-  Raises:
-    LeakError: a patient, a series or the same voxels on two sides.
-  """
-  base = workdir / PADDED if task.training.ablation == PADDED else workdir
-  folder = workdir / 'runs' / task.training.name / f'fold{k}'
-  path, seed = folder / 'split.json', config.crossval.seed
-  groups = store.finished_groups(base / 'store')
-  scans = {scan.scan_id: scan for scan in map(store.open_group, groups)}
-  check_origin(list(scans.values()))
-  if not path.exists():
-    patients = {scan_id: row.patient_id for scan_id, row in rows.items()}
+  def __init__(
+    self, config: ConfigDict, workdir: Path, rows: Mapping[str, ManifestRow]
+  ):
+    self._config, self._workdir, self._rows = config, workdir, rows
+    self._patients = {scan_id: row.patient_id for scan_id, row in rows.items()}
+    self._scans = functools.cache(_stored_scans)
+
+  def given(self, task: Task, k: int, fold: folding.Fold) -> tuple[Any, ...]:
+    """What `runs.do` is given for a fold.
+
+    Raises:
+      LeakError: a patient, a series or the same voxels on two sides.
+    """
+    is_padded = task.training.ablation == PADDED
+    folder = (self._workdir / PADDED if is_padded else self._workdir) / 'store'
+    scans = self._scans(folder)
+    path = self._workdir / 'runs' / task.training.name / f'fold{k}' / 'split.json'
+    if not path.exists():
+      sides = self._sides(fold, k, task.training.ratio, scans)
+      write_json_once(path, sides)
+    named_split(list(scans.values()), json.loads(path.read_text()))
+    tested = {scan: self._rows[scan] for scan in fold['val']}
+    return task, k, self._config.to_dict(), str(folder), str(self._workdir), tested
+
+  def _sides(
+    self, fold: folding.Fold, k: int, ratio: float, scans: Mapping[str, StoredScan]
+  ) -> dict[str, list[str]]:
+    """Scan ids that train, real and simulated, validate and are tested."""
+    seed = self._config.crossval.seed
     training, validation = folding.hold_out(
       [scan for scan in fold['train'] if scan in scans],
-      patients,
-      share=config.training.validation_share,
+      self._patients,
+      share=self._config.training.validation_share,
       seed=seed + k,
     )
     made = {scan: [] for scan in training}
@@ -189,24 +203,30 @@ def _prepared(
       target = scan.attributes.get('simulated', {}).get('to_scan')
       if target in made:
         made[target].append(scan_id)
-    simulated = folding.choose_simulated(made, task.training.ratio, seed=seed)
-    sides = {
-      'training': training + simulated,
+    return {
+      'training': training + folding.choose_simulated(made, ratio, seed=seed),
       'validation': validation,
       'test': [scan for scan in fold['val'] if scan in scans],
     }
-    write_json_once(path, sides)
-  named_split(list(scans.values()), json.loads(path.read_text()))
-  tested = {scan: rows[scan] for scan in fold['val']}
-  return task, k, config.to_dict(), str(base / 'store'), str(workdir), tested
+
+
+def _stored_scans(folder: Path) -> dict[str, StoredScan]:
+  """The scans of a store, real and simulated, by name.
+
+  Raises:
+    LeakError: one of them is not what its attributes say.
+  """
+  groups = store.list_groups(folder)
+  scans = {scan.scan_id: scan for scan in map(store.open_group, groups)}
+  check_origin(list(scans.values()))
+  return scans
 
 
 def _do(
-  work: Mapping[str, Any], config: ConfigDict, workdir: Path, shard: Shard
+  work: Mapping[str, tuple[Any, ...]], config: ConfigDict, workdir: Path, shard: Shard
 ) -> None:
   """Does the tasks of a shard, each in a process of its own: its memory is measured."""
   mine = list(work)[shard.index :: shard.of]
-  todo = {name: work[name]() for name in mine}  # A leak stops the run before it begins.
   with ProcessPoolExecutor(
     config.crossval.processes,
     mp_context=multiprocessing.get_context('spawn'),
@@ -214,7 +234,7 @@ def _do(
     initargs=(logging.get_verbosity(),),
     max_tasks_per_child=1,
   ) as pool:
-    futures = {name: pool.submit(runs.do, *given) for name, given in todo.items()}
+    futures = {name: pool.submit(runs.do, *work[name]) for name in mine}
     try:
       for_each(
         {name: futures.get(name) for name in work},

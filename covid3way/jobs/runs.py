@@ -165,7 +165,7 @@ def _test(
   for row in rows.values():
     path = store.group_path(Path(store_folder), row.scan_id)
     if not path.exists():
-      status = 'not cast: see failures.json'
+      status = 'not cast: see failures-preprocess.json'
       scans += testing.without_figures(about | testing.about_scan(row), status)
       continue
     scan = store.open_group(path)

@@ -100,7 +100,7 @@ def test_folds_that_cannot_be_are_named(rows, options, words):
 
 def test_a_fold_in_which_nobody_is_left_to_train_is_named():
   rows = [row(p, i, site=f's{i}') for p in 'ab' for i in range(2)]
-  with pytest.raises(ConfigError, match=r'fold 0 has nobody to train .* by=.patient'):
+  with pytest.raises(ConfigError, match=r'fold 0 has nobody to train: .* by=.patient'):
     make_folds(rows, by='site', n=2, seed=0)
 
 
@@ -175,3 +175,11 @@ def test_more_than_were_simulated_is_named():
   with pytest.raises(ConfigError, match=r'2 simulated scans per scan, but b has 1'):
     choose_simulated(made, 2.0, seed=0)
   assert len(choose_simulated(made, 1.0, seed=0)) == 2
+
+
+def test_scans_from_which_nothing_was_simulated_go_without_but_not_all_of_them():
+  made = {'a': ['a-sim-0', 'a-sim-1'], 'b': []}
+  assert choose_simulated(made, 2.0, seed=0) == ['a-sim-0', 'a-sim-1']
+  assert choose_simulated({'a': [], 'b': []}, 0.0, seed=0) == []
+  with pytest.raises(ConfigError, match='ratios: 2, but nothing was simulated; run'):
+    choose_simulated({'a': [], 'b': []}, 2.0, seed=0)

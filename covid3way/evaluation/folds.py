@@ -29,7 +29,8 @@ def make_folds(
     Per fold the scan ids of `train` and `val`; every scan is tested once.
 
   Raises:
-    ConfigError: too few patients, sites or scanners, or an unknown `by`.
+    ConfigError: too few patients, sites or scanners, an unknown `by`, or a fold in
+      which every patient is tested.
   """
   if by not in BY:
     raise ConfigError('config.crossval.by', repr(by), f'use one of {", ".join(BY)}')
@@ -37,7 +38,12 @@ def make_folds(
   if len(groups) < 2:
     found = f'{len(groups)} fold by {by}, of {len(rows)} scans'
     raise ConfigError('config.crossval.by', found, 'two or more are needed')
-  return [_fold(rows, tested) for tested in groups]
+  folds = [_fold(rows, tested) for tested in groups]
+  for k, fold in enumerate(folds):
+    if not fold['train']:
+      found = f'fold {k} has nobody to train: all patients are tested there, too'
+      raise ConfigError('config.crossval.by', found, "use by='patient'")
+  return folds
 
 
 def _of_patients(rows: Sequence[ManifestRow], n: int, seed: int) -> list[set[str]]:
@@ -112,8 +118,11 @@ def choose_simulated(
     seed: of the draws.
 
   Raises:
-    ConfigError: fewer were simulated.
+    ConfigError: fewer were simulated, or none of any.
   """
+  if ratio and not any(simulated.values()):
+    found, remedy = f'{ratio:g}, but nothing was simulated', 'run fit and augment first'
+    raise ConfigError('config.crossval.ratios', found, remedy)
   chosen = []
   for number, (scan, made) in enumerate(sorted(simulated.items())):
     rng = np.random.default_rng((seed, number))

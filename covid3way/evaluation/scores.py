@@ -12,16 +12,9 @@ import numpy as np
 
 from covid3way.evaluation.results import Row
 from covid3way.evaluation.tables import Cell
+from covid3way.networks.registry import METHODS
 
 OURS = 'three_way'
-METHODS = {
-  OURS: 'Ours',
-  'unet_2d': '2D U-Net',
-  'h_dense_unet': 'H-DenseUNet',
-  'mpunet': 'MPUnet',
-  'unet_3d': '3D U-Net',
-  'vnet_3d': '3D V-Net',
-}
 FAILURE_DICE = 0.2  # Below it, a method has failed on a scan.
 STAGES = ('early', 'progressive', 'severe')
 
@@ -121,7 +114,7 @@ def _place(name: str, known: Sequence[str]) -> tuple[int, str]:
 
 def label(method: str) -> str:
   """A method's name as shown."""
-  return METHODS.get(method, method)
+  return METHODS[method].title if method in METHODS else method
 
 
 def stage_order(stages: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
 from covid3way.scans.files import write_json, write_json_once
 from covid3way.scans.manifest import ManifestRow
+from covid3way.training.preemption import PreemptedError
 
 Item = TypeVar('Item')
 
@@ -169,11 +170,14 @@ def for_each(
   Raises:
     Covid3wayError: the only item there is failed.
     SomeFailedError: some of several failed.
+    PreemptedError: an item was told to stop.
   """
   failures, mine = {}, list(items.items())[shard.index :: shard.of]
   for number, (name, item) in enumerate(progress.track(mine, what=what), start=1):
     try:
       work(item)
+    except PreemptedError:
+      raise
     except Exception as error:  # Even a defect of ours must not cost the others.
       if len(items) == 1:
         raise

@@ -14,7 +14,8 @@ import importlib
 import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from covid3way.scans import nnunet, source, store
 from covid3way.scans.files import write_json_once
 from covid3way.scans.manifest import ManifestRow
 from covid3way.scans.store import StoredScan
+from covid3way.training import preemption
 from covid3way.training.split import check_origin, named_split
 
 OURS = 'three_way'
@@ -59,10 +61,10 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   rows = source.resolve(Path(required(config, 'input')))
   known = {row.scan_id: row for row in rows if not row.is_simulated}
   tasks = plan(config)
+  folds = _folds(config, workdir, known)  # A mistake is told before hours of work.
   claim(workdir, 'crossval', _noted(config))
   if shard.is_whole:
     _prepare(config, workdir, tasks)
-  folds = _folds(config, workdir, known)
   todo = [(task, k) for k in range(len(folds)) for task in tasks]
   try:
     # A leak, in whatever fold, stops all of them before any begins.
@@ -134,6 +136,7 @@ def _prepare(config: ConfigDict, workdir: Path, tasks: Sequence[Task]) -> None:
     own.space.padded_mm = padded_mm
     for name in jobs:
       progress.say(f'{name} in {folder} ...')
+      (folder / f'failures-{name}.json').unlink(missing_ok=True)  # It may be mended.
       try:
         importlib.import_module(f'covid3way.jobs.{name}').run(own, folder)
       except SomeFailedError as error:
@@ -183,8 +186,9 @@ class _Splits:
     if not path.exists():
       sides = self._sides(fold, k, task.training.ratio, scans)
       write_json_once(path, sides)
-    named_split(list(scans.values()), json.loads(path.read_text()))
     tested = {scan: self._rows[scan] for scan in fold['val']}
+    held_out = {'test': [scan for scan in tested if scan in scans]}
+    named_split(list(scans.values()), json.loads(path.read_text()) | held_out)
     return task, k, self._config.to_dict(), str(folder), str(self._workdir), tested
 
   def _sides(
@@ -225,27 +229,44 @@ def _stored_scans(folder: Path) -> dict[str, StoredScan]:
 def _do(
   work: Mapping[str, tuple[Any, ...]], config: ConfigDict, workdir: Path, shard: Shard
 ) -> None:
-  """Does the tasks of a shard, each in a process of its own: its memory is measured."""
+  """Does the tasks of a shard, each in a process of its own: its memory is measured.
+
+  Raises:
+    SomeFailedError: some failed.
+    PreemptedError: SIGTERM came; what was reached is kept.
+  """
   mine = list(work)[shard.index :: shard.of]
-  with ProcessPoolExecutor(
+  pool = ProcessPoolExecutor(
     config.crossval.processes,
     mp_context=multiprocessing.get_context('spawn'),
     initializer=logging.set_verbosity,
     initargs=(logging.get_verbosity(),),
     max_tasks_per_child=1,
-  ) as pool:
+  )
+  with pool, preemption.forwarding() as stopped:
     futures = {name: pool.submit(runs.do, *work[name]) for name in mine}
+
+    def finish(future: Future) -> None:
+      try:
+        future.result()
+      except (preemption.PreemptedError, BrokenProcessPool, CancelledError) as error:
+        if not stopped():
+          raise
+        told = 'stopped by SIGTERM; the same command goes on from there'
+        raise preemption.PreemptedError(told) from error
+
     try:
       for_each(
         {name: futures.get(name) for name in work},
-        lambda future: future.result(),
+        finish,
         what='crossval',
         workdir=workdir,
         shard=shard,
         kind='runs',
       )
     except BaseException:
-      pool.shutdown(cancel_futures=True)
+      pool.shutdown(wait=False, cancel_futures=True)
+      preemption.end_children()
       raise
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from covid3way.base import ConfigError, ModelError, Scan
+from covid3way.base import ConfigError, InputError, ModelError, Scan
 from covid3way.evaluation import figures
 from covid3way.jobs.batch import (
   WHOLE_JOB,
@@ -94,6 +94,13 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
   """Predicts one scan into its folder, unless that is there already."""
   if (workdir / row.scan_id / 'quantification.json').exists():
     return
+  if row.domain != model.spec.domain:
+    raise InputError(
+      row.scan_id,
+      f'signal of domain {row.domain or "HU"!r}, but a model of '
+      f'{model.spec.domain or "HU"!r}',
+      'give a model that was trained on such scans',
+    )
   scan, lungs, standard = read_and_cast(row, model.spec.space, config.window)
   maps = {
     view: probability_map(

@@ -104,20 +104,22 @@ def do(
   """
   runs = Path(workdir) / 'runs'
   folder = runs / task.training.name / f'fold{fold}'
-  todo = [
-    run for run in task.tested if not (_folder(runs, run, fold) / 'scans.csv').exists()
-  ]
-  if not todo:
-    return
   config = _config(task.training, ConfigDict(settings), store_folder, folder)
   if not (folder / 'model').exists():
     train.run(config, folder)
   cohort = open_cohort(Path(store_folder), config.training)
-  for run in todo:
+  for run in missing(task, fold, Path(workdir)):
     own = _folder(runs, run, fold)
     if own != folder and not (own / 'model').exists():
       _write_part(run.ablation, cohort, config, folder, own)
     _test(run, fold, read_model(own / 'model'), config, store_folder, own, folder, rows)
+
+
+def missing(task: Task, fold: int, workdir: Path) -> list[Run]:
+  """The runs of a task that a fold's results lack."""
+  runs = workdir / 'runs'
+  done = (_folder(runs, run, fold) / 'scans.csv' for run in task.tested)
+  return [run for run, path in zip(task.tested, done, strict=True) if not path.exists()]
 
 
 def _folder(runs: Path, run: Run, fold: int) -> Path:

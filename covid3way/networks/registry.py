@@ -56,7 +56,7 @@ class Method:
 
 _VIEWS = {view: Part('slices', view) for view in ('xy', 'yz', 'xz')}
 METHODS = {
-  'three_way': Method('Three-way (ours)', UNet, _VIEWS),
+  'three_way': Method('Ours', UNet, _VIEWS),
   'unet_2d': Method('2D U-Net', UNet, {'xy': _VIEWS['xy']}, neighbours=(0,)),
   'h_dense_unet': Method(
     'H-DenseUNet',

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
 from covid3way import progress
 from covid3way.training.planes import PlaneGrid
@@ -62,7 +62,7 @@ def fused(seen: np.ndarray, fusion: Mapping[str, np.ndarray]) -> np.ndarray:
     fusion: `weights` (v,), `bias` ().
   """
   score = np.asarray(fusion['weights']) @ seen + np.asarray(fusion['bias'])
-  return (1 / (1 + np.exp(-score))).astype(np.float32)
+  return special.expit(score).astype(np.float32)
 
 
 def fit_fusion(

@@ -57,6 +57,8 @@ def cast(
   """
   spacing_mm = padded_mm or scan.grid.spacing_mm
   placement = spaces.place(scan.grid.shape, spacing_mm, space, lungs)
+  if padded_mm:
+    placement = _on_own_voxels(placement)
   outside_ml = spaces.outside_ml(lungs > 0, placement)
   if outside_ml > 0:
     message = f'{outside_ml:.1f} ml of lung lie outside the standard space'
@@ -68,3 +70,14 @@ def cast(
     spaces.cast_sides(lungs, placement),
     scan.warnings + warnings,
   )
+
+
+def _on_own_voxels(placement: spaces.Placement) -> spaces.Placement:
+  """Moved so that the first voxel of the space lies on one of the scan's grid.
+
+  Voxels of one size then coincide: nothing is interpolated.
+  """
+  first = [placement.to_own(axis, 0) for axis in range(3)]
+  centre = zip(placement.centre_voxel, first, strict=True)
+  moved = tuple(float(c + np.rint(f) - f) for c, f in centre)
+  return dataclasses.replace(placement, centre_voxel=moved)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -33,7 +34,9 @@ class PlaneGrid:
   @property
   def side(self) -> int:
     """Pixels along a plane's sides, and planes per view."""
-    return -int(-SIDE_MM // (self.pixel_mm * self.stride)) * self.stride
+    # Rounded, as 512 / 192 mm must divide 384 mm whatever binary fractions make of it.
+    strides = math.ceil(round(SIDE_MM / (self.pixel_mm * self.stride), 6))
+    return strides * self.stride
 
   @functools.cached_property
   def frames(self) -> np.ndarray:

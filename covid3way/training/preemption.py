@@ -1,6 +1,7 @@
 """What a scheduler says before it takes a machine away: SIGTERM."""
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 
@@ -21,3 +22,25 @@ def watching() -> Iterator[Callable[[], bool]]:
     yield lambda: bool(came)
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def forwarding() -> Iterator[Callable[[], bool]]:
+  """The same for a process whose children do the work: it tells them, too."""
+  came = []
+
+  def tell(*_):
+    came.append(True)
+    end_children()
+
+  before = signal.signal(signal.SIGTERM, tell)
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def end_children() -> None:
+  """Sends SIGTERM to all processes that this one began."""
+  for child in multiprocessing.active_children():
+    child.terminate()

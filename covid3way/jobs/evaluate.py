@@ -70,14 +70,17 @@ def _evaluate(
     return testing.without_figures(about, 'no prediction', kinds)
   if row.infection_mask is None:
     return testing.without_figures(about, 'no reference', kinds)
+  what = 'prediction'
   try:
-    predicted, grid = nifti.read_volume(path, scan_id=row.scan_id)
+    predicted, grid = nifti.read_labels(path, scan_id=row.scan_id)
+    what = 'reference'
     reference = nifti.read_mask(row.infection_mask, grid, scan_id=row.scan_id) > 0
+    what = 'lungs'
     lungs = _lungs(row, path, grid)
   except MaskGridError:
-    return testing.without_figures(about, 'reference on another grid', kinds)
+    return testing.without_figures(about, f'{what} on another grid', kinds)
   except Covid3wayError as error:
-    return testing.without_figures(about, error.found, kinds)
+    return testing.without_figures(about, f'{what}: {error.found}', kinds)
   masks = reference, predicted > 0
   known = None if lungs is None else lungs > 0
 

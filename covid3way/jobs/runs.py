@@ -146,7 +146,8 @@ def _write_part(
   model = Model(
     cohort.spec, {view: variables}, aggregators.plain((view,)), saw=cohort.saw()
   )
-  export.write_tuned(model, cohort, config, folder, {'settings': 'of the three views'})
+  settings = export.noted_settings(whole)
+  export.write_tuned(model, cohort, config, folder, {'settings': settings})
 
 
 def _test(

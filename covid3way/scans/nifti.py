@@ -54,23 +54,14 @@ def read_volume(path: Path, *, scan_id: str) -> tuple[np.ndarray, base.Grid]:
   return np.ascontiguousarray(grid.to_lps(_values(image, path, scan_id))), grid
 
 
-def read_mask(path: Path, grid: base.Grid, *, scan_id: str) -> np.ndarray:
-  """Read a mask of a scan, (x, y, z) uint8, labels kept.
-
-  The file may hold the scan's grid in another voxel order.
+def read_labels(path: Path, *, scan_id: str) -> tuple[np.ndarray, base.Grid]:
+  """Read a mask of whichever scan, (x, y, z) uint8, labels kept, and its grid.
 
   Raises:
-    MaskGridError: it is on another grid.
     InputError: no such file, or other than whole numbers from 0 to 255.
     DamagedFileError, GeometryError: as `read_scan`.
   """
-  mask, own = read_volume(path, scan_id=scan_id)
-  if own.shape != grid.shape or _distance_voxels(own, grid) > SAME_PLACE_VOXELS:
-    raise base.MaskGridError(
-      scan_id,
-      f'mask {path.name} is {_describe(own)}; the scan is {_describe(grid)}',
-      'draw or resample the mask on the grid of the scan',
-    )
+  mask, grid = read_volume(path, scan_id=scan_id)
   with np.errstate(invalid='ignore'):
     labels = mask.astype(np.uint8)
   if not np.array_equal(labels, mask):
@@ -78,6 +69,25 @@ def read_mask(path: Path, grid: base.Grid, *, scan_id: str) -> np.ndarray:
       scan_id,
       f'mask {path.name} holds other than whole numbers from 0 to 255',
       'save labels, not probabilities',
+    )
+  return labels, grid
+
+
+def read_mask(path: Path, grid: base.Grid, *, scan_id: str) -> np.ndarray:
+  """Read a mask of a scan, (x, y, z) uint8, labels kept.
+
+  The file may hold the scan's grid in another voxel order.
+
+  Raises:
+    MaskGridError: it is on another grid.
+    InputError, DamagedFileError, GeometryError: as `read_labels`.
+  """
+  labels, own = read_labels(path, scan_id=scan_id)
+  if own.shape != grid.shape or _distance_voxels(own, grid) > SAME_PLACE_VOXELS:
+    raise base.MaskGridError(
+      scan_id,
+      f'mask {path.name} is {_describe(own)}; the scan is {_describe(grid)}',
+      'draw or resample the mask on the grid of the scan',
     )
   return labels
 

@@ -59,7 +59,9 @@ def cast(
   placement = spaces.place(scan.grid.shape, spacing_mm, space, lungs)
   if padded_mm:
     placement = _on_own_voxels(placement)
+  # Its voxels keep their own volume, whatever size they are taken for.
   outside_ml = spaces.outside_ml(lungs > 0, placement)
+  outside_ml *= scan.grid.voxel_ml * 1000 / np.prod(spacing_mm)
   if outside_ml > 0:
     message = f'{outside_ml:.1f} ml of lung lie outside the standard space'
     warnings += (ScanWarning(WarningKind.LUNG_OUTSIDE_BOX, message),)

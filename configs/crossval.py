@@ -16,9 +16,10 @@ without Hounsfield units.
 
 from configs import default
 
-# On 2 CPU cores: a coarse space, a quarter of all channels, and so many steps per
-# network that every method trains for about as long. Losses and batches are each
-# method's own; so few steps ask for one optimiser and a rate that falls to 0.
+# On 2 CPU cores: a coarse space and a quarter of all channels. The 2D U-Net gets as
+# many steps as each network of the three-way method, all others as much time as the
+# three together, about. Losses and batches are each method's own; so few steps ask for
+# one optimiser and a rate that falls to 0.
 _COARSE = {
   'width': 0.25,
   'extent_mm': (290.0, 290.0, 290.0),  # Holds the lungs.
@@ -48,7 +49,7 @@ _COARSE_METHODS = {
     'open_slabs': 8,
     'steps_per_epoch': 100,
   },
-  'unet_2d': {'batch_size': 8, 'open_slabs': 8, 'steps_per_epoch': 300},
+  'unet_2d': {'batch_size': 8, 'open_slabs': 8, 'steps_per_epoch': 100},
   'h_dense_unet': {'patch_voxels': (64, 64, 4), 'steps_per_epoch': 50},
   'mpunet': {'steps_per_epoch': 200},
   # As many millimetres as the paper's 128 voxels.

@@ -28,9 +28,9 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_itemcollected(item):
-  """Tests that need the quickstart run in one process: it is made once."""
-  if 'quickstart' in item.fixturenames:
-    item.add_marker(pytest.mark.xdist_group('quickstart'))
+  """Tests that need the same long run share a process: it is made once."""
+  for name in {'quickstart', 'study'} & set(item.fixturenames):
+    item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope='session')

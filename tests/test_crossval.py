@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +23,6 @@ from covid3way.jobs.runs import Run, Task
 from covid3way.scans import nifti, store
 from covid3way.scans.manifest import read_manifest, write_manifest
 from covid3way.segmentation.model import read_model
-
-pytestmark = pytest.mark.xdist_group('crossval')  # Its workdir is made once.
 
 RUNS = ('three_way-200', 'three_way-200-xy', 'unet_3d-200')
 COHORT = {'a': (0.0, 1.0), 'b': (0.0,), 'c': (0.0,), 'd': (0.0,)}
@@ -76,11 +75,11 @@ def inline(monkeypatch):
 
 @pytest.fixture
 def begun(inline, monkeypatch):
-  """Trainings that would begin: (run, fold, rows); none does."""
+  """Trainings that would begin: (run, fold, tested rows, store); none does."""
   asked = []
 
   def do(task, fold, settings, store_folder, workdir, rows):
-    asked.append((task.training.name, fold, rows))
+    asked.append((task.training.name, fold, rows, Path(store_folder)))
 
   monkeypatch.setattr(runs, 'do', do)
   return asked
@@ -227,9 +226,7 @@ def test_a_run_that_failed_has_rows_that_say_so_and_no_numbers(
     raise MemoryError('no memory is left')
 
   monkeypatch.setattr(runs, 'do', broken)
-  with pytest.raises(
-    SomeFailedError, match=r'1 of 4 runs failed, see .*failures\.json'
-  ):
+  with pytest.raises(SomeFailedError, match='1 of 4 runs failed, see '):
     run_job('crossval', copy, input=str(manifest))
   failures = json.loads((copy / 'failures.json').read_text())
   (told,) = failures.items()
@@ -243,20 +240,45 @@ def test_a_run_that_failed_has_rows_that_say_so_and_no_numbers(
   assert {row['status'] for row in rows if row not in lost} == {'ok'}
 
 
-def test_a_scan_that_cannot_be_cast_has_rows_that_say_so(manifest, tmp_path, begun):
-  """It is tested and trained on by nobody; the others go on."""
-  rows = read_manifest(manifest)
+def test_a_scan_that_cannot_be_cast_trains_nobody_and_the_others_go_on(
+  manifest, tmp_path, begun
+):
+  rows = list(read_manifest(manifest))
   (tmp_path / 'cut.nii.gz').write_bytes(rows[2].image.read_bytes()[:5000])
   rows[2] = dataclasses.replace(rows[2], image=tmp_path / 'cut.nii.gz')
   write_manifest(tmp_path / 'manifest.csv', rows)
-  workdir, changes = tmp_path / 'out', {'ratios': (0.0,), 'methods': ('three_way',)}
+  workdir = tmp_path / 'out'
+  changes = {'ratios': (0.0,), 'methods': ('three_way',), 'folds': 4}
   given = {'input': str(tmp_path / 'manifest.csv'), 'crossval': changes}
   run_job('crossval', workdir, **given)
   report = json.loads((workdir / 'failures-preprocess.json').read_text())
   assert list(report) == ['b-1']
-  sides = [split_of(workdir, 'three_way-0', k) for k in range(2)]
+  sides = [split_of(workdir, 'three_way-0', k) for k in range(4)]
   assert not any('b-1' in scans for split in sides for scans in split.values())
-  assert [k for _, k, tested in begun if 'b-1' in tested] == [0]
+  assert sum('b-1' in tested for _, _, tested, _ in begun) == 1  # For its row.
+
+
+def test_a_tested_scan_that_was_not_cast_has_rows_that_say_so(copy, manifest):
+  folder = copy / 'runs' / 'unet_3d-200' / 'fold0'
+  split = split_of(copy, 'unet_3d-200', 0)
+  lost, *others = split['test']
+  for path in (copy / 'store').glob(f'{lost}*.zarr'):
+    shutil.rmtree(path)
+  (folder / 'split.json').write_text(json.dumps(split | {'test': others}))
+  (folder / 'scans.csv').unlink()
+  rows = {r.scan_id: r for r in read_manifest(manifest) if r.scan_id in split['test']}
+  task, config = Run('unet_3d', 2.0), crossval_config.get_config('smoke')
+  given = config.to_dict(), str(copy / 'store'), str(copy), rows
+  runs.do(Task(task, (task,)), 0, *given)
+  with (folder / 'scans.csv').open() as file:
+    found = {(row['scan_id'], row['evaluation']): row for row in csv.DictReader(file)}
+  assert len(found) == 3 * len(rows)
+  for (scan_id, _), row in found.items():
+    if scan_id == lost:
+      assert row['status'] == 'not cast: see failures-preprocess.json'
+      assert {row[name] for name in results.METRICS} == {''}
+    else:
+      assert row['status'] == 'ok' and float(row['dice']) > 0
 
 
 @pytest.mark.parametrize(
@@ -308,13 +330,37 @@ def test_methods_ratios_and_ablations_may_be_added_later(copy, manifest, begun):
   added = [f'{method}-{r}' for method in changes['methods'] for r in ('200', '50')]
   added += ['three_way-0', 'three_way-200-offsets_2']
   added.remove('unet_3d-200')
-  assert sorted({run for run, _, _ in begun}) == sorted(added)
+  assert sorted({run for run, *_ in begun}) == sorted(added)
   none, some, all_ = (
     set(split_of(copy, f'three_way-{r}', 0)['training']) for r in ('0', '50', '200')
   )
   assert none <= some < all_ and not any('-sim-' in scan for scan in none)
   missing = {r['run'] for r in table(copy) if r['status'] == 'not run'}
   assert missing == set(added) - {'three_way-200'} | {'three_way-200-xz'}
+
+
+def test_without_normalisation_scans_are_padded_into_a_store_of_their_own(
+  manifest, tmp_path, begun
+):
+  spacing_mm = (12.0, 11.0, 10.0)
+  changes = {'ablations': ('padded',), 'padded_mm': spacing_mm, 'ratios': (0.0,)}
+  run_job('crossval', tmp_path, input=str(manifest), crossval=changes)
+  own = {run: folder for run, _, _, folder in begun}
+  assert set(own) == {'three_way-0', 'three_way-0-padded', 'unet_3d-0'}
+  stores = {run: folder.relative_to(tmp_path) for run, folder in own.items()}
+  assert stores.pop('three_way-0-padded') == Path('padded/store')
+  assert set(stores.values()) == {Path('store')}
+  plain, padded = (
+    store.open_group(store.group_path(own[run], 'b-1'))
+    for run in ('three_way-0', 'three_way-0-padded')
+  )
+  assert tuple(padded.attributes['placement']['own_spacing_mm']) == spacing_mm
+  known = plain.attributes['placement']['own_spacing_mm']
+  assert known == pytest.approx(serial_scans.SPACE.spacing_mm)
+  assert padded.attributes['window']['source'] == 'none: not normalised'
+  assert split_of(tmp_path, 'three_way-0', 0) == split_of(
+    tmp_path, 'three_way-0-padded', 0
+  )
 
 
 def given_splits(workdir, manifest, folds, **inputs):
@@ -334,7 +380,7 @@ def test_folds_of_nnunet_are_taken_as_they_are(manifest, tmp_path, begun):
   ]
   given_splits(tmp_path / 'out', manifest, folds)
   assert json.loads((tmp_path / 'out' / 'splits_final.json').read_text()) == folds
-  assert [(k, list(tested)) for _, k, tested in begun] == [
+  assert [(k, list(tested)) for _, k, tested, _ in begun] == [
     (k, fold['val']) for k, fold in enumerate(folds)
   ]
   for k, fold in enumerate(folds):

@@ -1,4 +1,4 @@
-"""Dice losses: known answers on logits made by hand, and what they must not depend on."""
+"""Dice losses: known answers on logits made by hand; what they must not depend on."""
 
 import functools
 
@@ -18,8 +18,9 @@ EVERY = pytest.mark.parametrize(
 def shared(loss, *arrays, n=1):
   """A loss of a batch that n devices share; it is the same on all of them."""
   share = functools.partial(loss, class_weights=(1, 5))
+  mapped = jax.jit(jax.vmap(share, axis_name=devices.AXIS))
   split = [a.reshape(n, len(a) // n, *a.shape[1:]) for a in arrays]
-  got = np.asarray(jax.vmap(share, axis_name=devices.AXIS)(*split))
+  got = np.asarray(mapped(*split))
   assert (got == got[0]).all()
   return float(got[0])
 
@@ -90,9 +91,7 @@ def test_what_does_not_count_changes_nothing(loss):
   logits, labels, _ = drawn()
   cropped = np.zeros(labels.shape, bool)
   cropped[:, 2:5, 1:4] = True
-  wanted = shared(
-    loss, logits[:, 2:5, 1:4], labels[:, 2:5, 1:4], cropped[:, 2:5, 1:4]
-  )
+  wanted = shared(loss, logits[:, 2:5, 1:4], labels[:, 2:5, 1:4], cropped[:, 2:5, 1:4])
   absurd = np.where(cropped[..., None], logits, 99 * np.sign(logits))
   mislabelled = np.where(cropped, labels, 1 - labels)
   assert shared(loss, absurd, mislabelled, cropped) == pytest.approx(wanted, rel=1e-5)
@@ -134,5 +133,6 @@ def test_without_infection_all_is_finite_and_sound_is_right(loss, counted):
     return loss(logits, labels, weights, class_weights=(1, 1))
 
   for logits in (logits_of(labels), np.zeros((1, 4, 4, 2), np.float32)):
-    gradient = jax.vmap(jax.grad(objective), axis_name=devices.AXIS)(logits[None])
+    mapped = jax.jit(jax.vmap(jax.grad(objective), axis_name=devices.AXIS))
+    gradient = mapped(logits[None])
     assert np.isfinite(gradient).all()

@@ -5,13 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from covid3way.base import ConfigError, LeakError
+from covid3way.base import ConfigError, InputError, LeakError
 from covid3way.scans.store import StoredScan
-from covid3way.training.split import split
+from covid3way.training.split import (
+  check_unseen,
+  identities,
+  named_split,
+  split,
+)
 
 
-def real(scan_id, patient_id):
-  return StoredScan(scan_id, {}, {'scan_id': scan_id, 'patient_id': patient_id})
+def real(scan_id, patient_id, **known):
+  attributes = {'scan_id': scan_id, 'patient_id': patient_id, **known}
+  return StoredScan(scan_id, {}, attributes)
 
 
 def simulated(scan_id, parent, /, **changes):
@@ -118,3 +124,97 @@ def test_every_patient_validates_in_exactly_one_fold():
   assert sorted(p for each in held_out for p in each) == sorted(patients(scans))
   assert {len(each) for each in held_out} == {2, 3}
   assert all(not patients(t) & patients(v) for t, v in folds)
+
+
+def test_a_split_that_is_named_is_taken_as_it_is():
+  c = real('c', 'p3')
+  names = {'training': ['b', 'b-sim'], 'validation': ['c'], 'test': ['a']}
+  sides = named_split([A, B, c, SOUND, simulated('b-sim', B)], names)
+  found = {side: [s.scan_id for s in scans] for side, scans in sides.items()}
+  assert found == names  # And simulated scans of who is tested are nowhere.
+  assert named_split([A, B], {'training': ['b'], 'test': []})['test'] == []
+
+
+def series(sha256):
+  return {'provenance': {'series_sha256': sha256}}
+
+
+@pytest.mark.parametrize(
+  ('known', 'other', 'kind'),
+  [
+    ({}, real('c', 'p1'), 'patients on both sides: p1'),
+    # The same patient under two names.
+    (series('5e'), real('c', 'p3', **series('5e')), 'series on both sides: 5e'),
+    (
+      {'voxels_sha256': 'f0'},
+      real('c', 'p3', voxels_sha256='f0'),
+      'voxels on both sides: f0',
+    ),
+  ],
+  ids=['patient', 'series', 'voxels'],
+)
+@pytest.mark.parametrize(
+  'sides', [('training', 'validation'), ('test', 'training'), ('validation', 'test')]
+)
+def test_a_named_split_that_leaks_is_refused(known, other, kind, sides):
+  scans = [real('a', 'p1', **known), B, other]
+  one, another = sides
+  free = ({'training', 'validation', 'test'} - set(sides)).pop()
+  with pytest.raises(LeakError, match=f'the same {kind}') as told:
+    named_split(scans, {one: ['a'], free: ['b'], another: ['c']})
+  assert one in str(told.value) and another in str(told.value)
+  # On one side they may be together.
+  named_split(scans, {one: ['a', 'c'], another: ['b']})
+  # And each patient apart where nothing else is known of the scans.
+  named_split([A, B, real('c', 'p3')], {one: ['a'], another: ['c'], free: ['b']})
+
+
+@pytest.mark.parametrize('side', ['validation', 'test'])
+def test_a_simulated_scan_is_for_training_alone(side):
+  with pytest.raises(LeakError, match=f'a-sim-0010: a simulated scan on the {side}'):
+    named_split([A, B, SOUND], {'training': ['b'], side: ['a-sim-0010']})
+
+
+def test_a_simulated_scan_brings_its_patient_along():
+  with pytest.raises(LeakError, match='the same patients on both sides: p1'):
+    named_split([A, B, SOUND], {'training': ['b', 'a-sim-0010'], 'test': ['a']})
+
+
+def test_a_scan_that_the_store_does_not_hold_is_named():
+  with pytest.raises(InputError, match='z: the test side of the split names it'):
+    named_split([A, B], {'training': ['a'], 'test': ['b', 'z']})
+
+
+def test_a_named_split_of_a_mixed_store_is_refused_whoever_is_named():
+  renamed = StoredScan('c', {}, dict(B.attributes))
+  with pytest.raises(LeakError, match="of scan 'b'"):
+    named_split([A, B, renamed], {'training': ['a'], 'test': ['b']})
+
+
+@pytest.mark.parametrize(
+  'known', [{'voxels_sha256': 'f0'}, series('5e')], ids=['voxels', 'series']
+)
+def test_a_scan_under_two_patients_names_is_refused_where_it_leaks(known):
+  twins = [real('a', 'p1', **known), real('b', 'p2', **known)]
+  for fold in ((0, 2), (1, 2)):
+    with pytest.raises(LeakError, match=r'the same (voxels|series) on both sides'):
+      split(twins, validation_share=0.5, fold=fold, simulated=False, seed=0)
+  training, validation = split(twins, validation_share=0.0, simulated=False, seed=0)
+  assert training == twins and validation == []
+
+
+def test_what_was_seen_is_refused_by_each_of_its_marks():
+  scan = real('a', 'p1', voxels_sha256='f0', **series('5e'))
+  seen = identities([scan, B])
+  assert seen == {'patients': ['p1', 'p2'], 'series': ['5e'], 'voxels': ['f0']}
+  for held_out, kind in (
+    (real('x', 'p2'), 'patients on both sides: p2'),
+    (real('x', 'p9', **series('5e')), 'series on both sides: 5e'),
+    (real('x', 'p9', voxels_sha256='f0'), 'voxels on both sides: f0'),
+  ):
+    with pytest.raises(LeakError, match=f'a model and a cohort: the same {kind}'):
+      check_unseen(seen, identities([held_out]), 'a model and a cohort')
+  unknown = real('x', 'p9', voxels_sha256='f1', **series('5f'))
+  check_unseen(seen, identities([unknown, real('y', 'p8')]), 'a model and a cohort')
+  # An older model does not tell what it saw.
+  check_unseen({}, identities([scan]), 'a model and a cohort')

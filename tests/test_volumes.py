@@ -79,7 +79,9 @@ def sub_volumes(scans, region='lungs', window=WINDOW, patch=PATCH):
 def boxes(window=WINDOW, patch=PATCH):
   """All sub-volumes, in the order of their numbers."""
   begin = itertools.product(*corners(window, patch, SHAPE))
-  return [tuple(slice(b, b + p) for b, p in zip(at, patch, strict=True)) for at in begin]
+  return [
+    tuple(slice(b, b + p) for b, p in zip(at, patch, strict=True)) for at in begin
+  ]
 
 
 def stored(scan):
@@ -89,7 +91,9 @@ def stored(scan):
 @pytest.mark.parametrize('region', ['lungs', 'all'])
 @pytest.mark.parametrize('window', [WINDOW, (slice(6, 9), slice(0, 12), slice(12, 20))])
 def test_candidates_are_those_that_brute_force_finds(scans, region, window):
-  for scan, found in zip(scans, sub_volumes(scans, region, window).candidates, strict=True):
+  for scan, found in zip(
+    scans, sub_volumes(scans, region, window).candidates, strict=True
+  ):
     known, foreground, background = stored(scan), [], []
     for number, box in enumerate(boxes(window)):
       if known['infection'][box].any():
@@ -98,7 +102,7 @@ def test_candidates_are_those_that_brute_force_finds(scans, region, window):
         background.append(number)
     assert found.foreground.tolist() == foreground
     assert found.background.tolist() == background
-  
+
 
 @pytest.mark.parametrize('region', ['lungs', 'all'])
 def test_what_is_read_is_exactly_what_was_stored(scans, region):

@@ -184,10 +184,13 @@ def training_curves(
   pace.set(ylabel='images per second', ylim=(0, None))
   pace.set_title('solid: images, dotted: share of the time', fontsize=9)
   waiting.set(ylabel='waiting for data, %', ylim=(0, 100))
-  for panel in (loss, dice, rate, pace):
+  # The corners that curves leave free; to look for the best one can take seconds.
+  falls, rises = 'upper right', 'lower right'
+  corners = {loss: falls, dice: rises, rate: falls, pace: rises}
+  for panel, corner in corners.items():
     panel.set(xlabel='epoch')
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.grid(alpha=0.3)
     if panel.lines:
-      panel.legend(title='view', frameon=False)
+      panel.legend(title='view', frameon=False, loc=corner)
   figure.savefig(path, dpi=110)

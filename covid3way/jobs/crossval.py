@@ -236,21 +236,29 @@ def _do(
     PreemptedError: SIGTERM came; what was reached is kept.
   """
   mine = list(work)[shard.index :: shard.of]
+  context = multiprocessing.get_context('spawn')
+  stopped = context.Event()
   pool = ProcessPoolExecutor(
     config.crossval.processes,
-    mp_context=multiprocessing.get_context('spawn'),
-    initializer=logging.set_verbosity,
-    initargs=(logging.get_verbosity(),),
+    mp_context=context,
+    initializer=runs.begin,
+    initargs=(logging.get_verbosity(), stopped),
     max_tasks_per_child=1,
   )
-  with pool, preemption.forwarding() as stopped:
-    futures = {name: pool.submit(runs.do, *work[name]) for name in mine}
+  with pool, preemption.forwarding(stopped):
+    futures = {
+      name: pool.submit(runs.do, *work[name])
+      for name in mine
+      if runs.missing(*work[name][:2], workdir)
+    }
 
-    def finish(future: Future) -> None:
+    def finish(future: Future | None) -> None:
+      if future is None:  # It was done before.
+        return
       try:
         future.result()
       except (preemption.PreemptedError, BrokenProcessPool, CancelledError) as error:
-        if not stopped():
+        if not stopped.is_set():
           raise
         told = 'stopped by SIGTERM; the same command goes on from there'
         raise preemption.PreemptedError(told) from error
@@ -265,6 +273,7 @@ def _do(
         kind='runs',
       )
     except BaseException:
+      stopped.set()
       pool.shutdown(wait=False, cancel_futures=True)
       preemption.end_children()
       raise

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
 import resource
 import statistics
 from collections.abc import Mapping
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from covid3way import progress
@@ -79,6 +82,18 @@ class Task:
 
   training: Run
   tested: tuple[Run, ...]
+
+
+def begin(verbosity: int, told: Event) -> None:
+  """Prepares a process for `do`, or ends it where nothing more is to begin.
+
+  Args:
+    verbosity: of the log.
+    told: set when the job is to stop.
+  """
+  logging.set_verbosity(verbosity)
+  if told.is_set():
+    os._exit(0)
 
 
 def do(

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Event
 
 
 class PreemptedError(Exception):
@@ -25,17 +26,20 @@ def watching() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def forwarding() -> Iterator[Callable[[], bool]]:
-  """The same for a process whose children do the work: it tells them, too."""
-  came = []
+def forwarding(told: Event) -> Iterator[None]:
+  """For a process whose children work: SIGTERM sets `told` and reaches them, too.
+
+  Args:
+    told: for children that are yet to begin.
+  """
 
   def tell(*_):
-    came.append(True)
+    told.set()
     end_children()
 
   before = signal.signal(signal.SIGTERM, tell)
   try:
-    yield lambda: bool(came)
+    yield
   finally:
     signal.signal(signal.SIGTERM, before)
 

@@ -106,6 +106,7 @@ def get_config(variant: str = ''):
     config.augmentation.steps = 20
     config.training.update(default.SMOKE_TRAINING)
     own = {'views': ('volume',), 'patch_voxels': (16, 16, 16), 'features': (4, 8)}
-    config.crossval.settings = {'three_way': {}, 'unet_3d': own}
+    views = {'views': ('xy',)}
+    config.crossval.settings = {'three_way': {}, 'unet_3d': own, 'unet_2d': views}
     config.crossval.update(methods=('three_way', 'unet_3d'), folds=2, ablations=('xy',))
   return config

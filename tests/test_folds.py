@@ -1,5 +1,6 @@
 """Folds: every scan is tested once, and by nobody who trained on its patient."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_a_broken_ratio_is_a_probability(ratio):
 def test_a_smaller_ratio_takes_a_part_of_what_a_larger_one_takes():
   ratios = (0.0, 0.3, 0.5, 0.9, 1.0, 1.5, 2.0, 3.7)
   chosen = [set(choose_simulated(MADE, ratio, seed=1)) for ratio in ratios]
-  for smaller, larger in zip(chosen, chosen[1:], strict=False):
+  for smaller, larger in itertools.pairwise(chosen):
     assert smaller < larger
 
 

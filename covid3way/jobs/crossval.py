@@ -26,7 +26,7 @@ from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.evaluation import folds as folding
 from covid3way.evaluation import results
-from covid3way.jobs import runs, testing
+from covid3way.jobs import export, runs, testing
 from covid3way.jobs.batch import (
   WHOLE_JOB,
   Shard,
@@ -35,6 +35,7 @@ from covid3way.jobs.batch import (
   for_each,
   required,
 )
+from covid3way.jobs.cohort import check_numbers
 from covid3way.jobs.runs import ABLATIONS, Run, Task
 from covid3way.networks.registry import METHODS
 from covid3way.scans import nnunet, source, store
@@ -61,6 +62,9 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   rows = source.resolve(Path(required(config, 'input')))
   known = {row.scan_id: row for row in rows if not row.is_simulated}
   tasks = plan(config)
+  export.check(config.aggregation)
+  for task in tasks:
+    check_numbers(runs.settings_of(task.training, config))
   folds = _folds(config, workdir, known)  # A mistake is told before hours of work.
   claim(workdir, 'crossval', _noted(config))
   if shard.is_whole:
@@ -120,8 +124,9 @@ def _noted(config: ConfigDict) -> dict[str, Any]:
   section = config.crossval.to_dict()
   for field in ('methods', 'ratios', 'ablations', 'processes'):
     section.pop(field)
-  common = {'training': config.training.to_dict(), 'input': config.input}
-  return common | section
+  common = ('training', 'aggregation', 'prediction')
+  noted = {name: config[name].to_dict() for name in common}
+  return {**noted, 'input': config.input, **section}
 
 
 def _prepare(config: ConfigDict, workdir: Path, tasks: Sequence[Task]) -> None:

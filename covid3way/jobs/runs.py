@@ -15,6 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from covid3way import progress
+from covid3way.base import ConfigError
 from covid3way.evaluation import results
 from covid3way.evaluation.results import Row
 from covid3way.jobs import export, testing, train
@@ -119,7 +120,10 @@ def do(
   """
   runs = Path(workdir) / 'runs'
   folder = runs / task.training.name / f'fold{fold}'
-  config = _config(task.training, ConfigDict(settings), store_folder, folder)
+  config = ConfigDict(settings)
+  config.input = store_folder
+  config.training = settings_of(task.training, config)
+  config.training.split = str(folder / 'split.json')
   if not (folder / 'model').exists():
     train.run(config, folder)
   cohort = open_cohort(Path(store_folder), config.training)
@@ -141,16 +145,23 @@ def _folder(runs: Path, run: Run, fold: int) -> Path:
   return runs / run.name / f'fold{fold}'
 
 
-def _config(run: Run, config: ConfigDict, store_folder: str, folder: Path):
-  """That of the training job: the common settings, the method's own, the run's."""
-  config.input = store_folder
-  config.training.method = run.method
-  config.training.update(config.crossval.settings[run.method])
-  config.training.simulated_ratio = run.ratio
-  config.training.split = str(folder / 'split.json')
+def settings_of(run: Run, config: ConfigDict) -> ConfigDict:
+  """A run's `config.training`: the common settings, the method's own, the run's.
+
+  Raises:
+    ConfigError: the config has none of the method.
+  """
+  own = config.crossval.settings
+  if run.method not in own:
+    found, remedy = f'no {run.method!r}', 'add it; it may be empty'
+    raise ConfigError('config.crossval.settings', found, remedy)
+  settings = config.training.copy_and_resolve_references()
+  settings.method = run.method
+  settings.update(own[run.method])
+  settings.simulated_ratio = run.ratio
   if run.ablation in _OFFSETS_MM:
-    config.training.offsets_mm = _OFFSETS_MM[run.ablation]
-  return config
+    settings.offsets_mm = _OFFSETS_MM[run.ablation]
+  return settings
 
 
 def _write_part(

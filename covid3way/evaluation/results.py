@@ -17,6 +17,7 @@ from covid3way.scans.files import whole
 # method as it is, else what was changed: `padded` (no normalisation), a single view
 # (`xy`, `yz`, `xz`), or `offsets_...` (other slices in a stack).
 RUN = ('run', 'method', 'ratio_percent', 'ablation', 'fold')
+PADDED = 'padded'  # The ablation whose standard space is not that of the others.
 SCAN = ('scan_id', 'patient_id', 'stage', 'scanner', 'site')
 # `native`: the scan's own grid; `standard`: the standard space; `dilated`: the native
 # masks dilated by 3 x 3 x 3 voxels, as the authors' released code compares them.

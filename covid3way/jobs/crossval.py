@@ -26,6 +26,8 @@ from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.evaluation import folds as folding
 from covid3way.evaluation import results
+from covid3way.evaluation.results import PADDED
+from covid3way.evaluation.scores import OURS
 from covid3way.jobs import export, runs, testing
 from covid3way.jobs.batch import (
   WHOLE_JOB,
@@ -44,9 +46,6 @@ from covid3way.scans.manifest import ManifestRow
 from covid3way.scans.store import StoredScan
 from covid3way.training import preemption
 from covid3way.training.split import check_origin, named_split
-
-OURS = 'three_way'
-PADDED = 'padded'  # Folder of the store without normalisation.
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:

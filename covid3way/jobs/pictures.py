@@ -15,7 +15,7 @@ from covid3way.evaluation.results import Row
 from covid3way.evaluation.scores import OURS, Scores, label
 from covid3way.jobs.results_folder import ResultsFolder, volume
 from covid3way.scans.store import StoredScan
-from covid3way.standard.space import EXTENT_MM
+from covid3way.standard.space import StandardSpace
 
 _MARGIN_MM = 8.0  # Around the lungs.
 _INFECTION = '#ff5a36'
@@ -164,7 +164,7 @@ def _where(scan: StoredScan) -> tuple[slice, slice, int]:
 
 def spacing_mm(scan: StoredScan) -> tuple[float, float, float]:
   """Of a scan's standard space."""
-  return tuple(mm / n for mm, n in zip(EXTENT_MM, scan.shape, strict=True))
+  return StandardSpace(scan.shape).spacing_mm
 
 
 _DICE = (

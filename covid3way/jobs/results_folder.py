@@ -16,7 +16,6 @@ from covid3way.scans import nifti, nnunet, store
 from covid3way.scans.store import StoredScan
 from covid3way.standard import space as spaces
 
-PADDED = 'padded'  # The ablation whose standard space is not that of `store/`.
 Where = tuple[slice | int, ...]
 
 _REMEDY = 'give the --workdir of a crossval job, after it gathered its runs'
@@ -80,7 +79,7 @@ class ResultsFolder:
     found = self.prediction(row)
     if found is None:
       return None
-    if row['ablation'] != PADDED:
+    if row['ablation'] != results.PADDED:
       return np.asarray(found.volumes['infection'][where].read().result()) > 0
     # Its standard space is another one: what both share is the scan's own grid.
     path = self._predictions(row) / f'{scan.scan_id}.nii.gz'

@@ -30,7 +30,7 @@ from covid3way.training import checkpoints
 # Of the three-way method: name -> what is changed. A view is tested with the networks
 # of the whole method, of which it is one.
 ABLATIONS = {
-  'padded': 'space',
+  results.PADDED: 'space',
   'unaugmented': 'ratio',
   'xy': 'view',
   'yz': 'view',

@@ -6,8 +6,8 @@
 Casts the scans, fits the law, simulates, then trains, tunes and tests every method on
 the same folds; `--config=configs/report.py --workdir=runs/study` makes tables, figures
 and a page of it. What is done is skipped on a second run, so methods, ratios and
-ablations may be added later. As an array: run preprocess, fit and augment in the same
-workdir, then `--shard=i/n`, then the same command without it, which gathers.
+ablations may be added later. As an array: `--config.crossval.prepare_only=True`, then
+`--shard=i/n`, then the plain command, which gathers.
 
 `configs/crossval.py:phantom` and `:slices` are the README's two experiments, of a size
 for 2 CPU cores: a phantom cohort, and the four patients whose slices were published
@@ -17,9 +17,9 @@ without Hounsfield units.
 from configs import default
 
 # On 2 CPU cores: a coarse space and a quarter of all channels. The 2D U-Net gets as
-# many steps as each network of the three-way method, all others as much time as the
-# three together, about. Losses and batches are each method's own; so few steps ask for
-# one optimiser and a rate that falls to 0.
+# many steps as each network of the three-way method, the others as much time as the
+# three together, about, the H-DenseUNet more. Losses and batches are each method's own;
+# so few steps ask for one optimiser and a rate that falls to 0.
 _COARSE = {
   'width': 0.25,
   'extent_mm': (290.0, 290.0, 290.0),  # Holds the lungs.
@@ -33,6 +33,8 @@ _COARSE = {
   'reading_threads': 2,
   'distortion': {'rotation_degrees': 0.0},
 }
+# Of `config.training`, what each run decides for itself.
+_DECIDED = ('method', 'target', 'simulated_ratio', 'fold', 'split')
 _ADAM = {
   'optimiser': 'optax.adam',
   'schedule': 'covid3way.training.optimisers.cosine',
@@ -85,6 +87,9 @@ def get_config(variant: str = ''):
     'prediction.batch_size',
     'crossval',
   )
+  del config.space['padded_mm']
+  for field in _DECIDED:
+    del config.training[field]
   config.aggregation.choice = 'sum'  # As the paper: each method's threshold is tuned.
   if variant in ('phantom', 'slices'):
     config.space.shape = (96, 96, 128)
@@ -100,6 +105,8 @@ def get_config(variant: str = ''):
     config.crossval.update(
       methods=('three_way', 'unet_2d', 'unet_3d'), folds=4, ratios=(0.0,), ablations=()
     )
+    for method, steps in (('three_way', 60), ('unet_2d', 60), ('unet_3d', 120)):
+      config.crossval.settings[method].steps_per_epoch = steps
   if variant == 'smoke':
     config.space.shape = (32, 32, 48)
     config.fit.update(iterations=3, restarts=0)

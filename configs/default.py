@@ -260,6 +260,7 @@ def get_config() -> ConfigDict:
   config.crossval.splits = ''  # An nnU-Net `splits_final.json` to use instead.
   config.crossval.seed = 0
   config.crossval.processes = 1  # Trainings at a time.
+  config.crossval.prepare_only = False  # Cast, fit and simulate, which shards need.
   config.crossval.settings = METHODS  # What differs from `config.training`, by method.
 
   # Tables, figures and page of a cross-validation.

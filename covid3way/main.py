@@ -27,8 +27,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the job writes.')
 _SHARD = flags.DEFINE_string(
   'shard',
   None,
-  'i/n: only every n-th scan, patient or view, from the i-th (0 to n - 1) on. Shards '
-  'may run at the same time; the same command without --shard gathers what they did.',
+  'i/n: only every n-th scan, patient, view or run, from the i-th (0 to n - 1) on. '
+  'Shards may run at the same time; the same command without --shard gathers what they '
+  'did.',
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'Train together with the other processes that srun started.'

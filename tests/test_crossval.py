@@ -17,9 +17,10 @@ from scipy import ndimage
 from configs import crossval as crossval_config
 from covid3way.base import ConfigError, InputError, LeakError
 from covid3way.evaluation import metrics, results
-from covid3way.jobs import crossval, runs, testing
+from covid3way.jobs import runs, testing
 from covid3way.jobs.batch import Shard, SomeFailedError
 from covid3way.jobs.runs import Run, Task
+from covid3way.jobs.workers import Workers
 from covid3way.scans import nifti, store
 from covid3way.scans.manifest import read_manifest, write_manifest
 from covid3way.segmentation.model import read_model
@@ -50,27 +51,19 @@ def copy(study, tmp_path):
   return shutil.copytree(study, tmp_path / 'copy')
 
 
-class Inline:
-  """A pool of processes that is none, for tests that look at what is done."""
+@pytest.fixture
+def inline(monkeypatch):
+  """All is done in this process, for tests that look at what is done."""
 
-  def __init__(self, *_, **__): ...
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_): ...
-  def shutdown(self, **_): ...
-  def submit(self, work, *given):
+  def begin(self, call, *given):
     future = Future()
     try:
-      future.set_result(work(*given))
+      future.set_result(call(*given))
     except Exception as error:
       future.set_exception(error)
     return future
 
-
-@pytest.fixture
-def inline(monkeypatch):
-  monkeypatch.setattr(crossval, 'ProcessPoolExecutor', Inline)
+  monkeypatch.setattr(Workers, 'begin', begin)
 
 
 @pytest.fixture
@@ -78,8 +71,9 @@ def begun(inline, monkeypatch):
   """Trainings that would begin: (run, fold, tested rows, store); none does."""
   asked = []
 
-  def do(task, fold, settings, store_folder, workdir, rows):
-    asked.append((task.training.name, fold, rows, Path(store_folder)))
+  def do(task, fold, settings, workdir, rows):
+    stored = runs.store_folder(workdir, task.training)
+    asked.append((task.training.name, fold, rows, stored))
 
   monkeypatch.setattr(runs, 'do', do)
   return asked
@@ -173,7 +167,9 @@ def test_folds_are_of_nnunets_form_and_the_same_for_all_methods(study):
     assert len(split['training']) == 3 * len(real)  # Two simulated ones for each.
 
 
-def test_a_second_run_trains_nothing_and_tells_the_same(study, manifest, monkeypatch):
+def test_a_second_run_trains_nothing_and_tells_the_same(
+  study, manifest, inline, monkeypatch
+):
   def content():
     return {
       p: (p.stat().st_mtime_ns, p.read_bytes())
@@ -183,8 +179,7 @@ def test_a_second_run_trains_nothing_and_tells_the_same(study, manifest, monkeyp
 
   before, told = content(), (study / 'results.csv').read_bytes()
   (study / 'results.csv').unlink()
-  monkeypatch.setattr(Inline, 'submit', lambda *_: pytest.fail('a process begins'))
-  monkeypatch.setattr(crossval, 'ProcessPoolExecutor', Inline)
+  monkeypatch.setattr(runs, 'do', lambda *_: pytest.fail('a training begins'))
   run_job('crossval', study, input=str(manifest))
   assert content() == before and len(before) > 100
   assert (study / 'results.csv').read_bytes() == told
@@ -210,7 +205,8 @@ def test_shards_and_a_gathering_make_again_what_was_removed_and_it_is_the_same(
     assert (copy / 'runs' / 'unet_3d-200' / f'fold{number}' / 'scans.csv').exists()
     assert not (copy / 'results.csv').exists()
   run_job('crossval', copy, **given)
-  assert {row['run'] for row in table(copy)} == {'unet_3d-200'}
+  kept = {(row['run'], row['fold']) for row in table(copy)}
+  assert kept == {(run, k) for run in RUNS for k in (0, 1)} - {('three_way-200-xy', 1)}
   run_job('crossval', copy, input=str(manifest))  # With the other method, too.
   assert without_costs(copy) == without_costs(study)
   assert (again / 'model' / 'model.json').stat().st_mtime_ns == trained
@@ -268,8 +264,7 @@ def test_a_tested_scan_that_was_not_cast_has_rows_that_say_so(copy, manifest):
   (folder / 'scans.csv').unlink()
   rows = {r.scan_id: r for r in read_manifest(manifest) if r.scan_id in split['test']}
   task, config = Run('unet_3d', 2.0), crossval_config.get_config('smoke')
-  given = config.to_dict(), str(copy / 'store'), str(copy), rows
-  runs.do(Task(task, (task,)), 0, *given)
+  runs.do(Task(task, (task,)), 0, config.to_dict(), copy, rows)
   with (folder / 'scans.csv').open() as file:
     found = {(row['scan_id'], row['evaluation']): row for row in csv.DictReader(file)}
   assert len(found) == 3 * len(rows)
@@ -344,7 +339,13 @@ def test_without_normalisation_scans_are_padded_into_a_store_of_their_own(
 ):
   spacing_mm = (12.0, 11.0, 10.0)
   changes = {'ablations': ('padded',), 'padded_mm': spacing_mm, 'ratios': (0.0,)}
-  run_job('crossval', tmp_path, input=str(manifest), crossval=changes)
+  prepared = changes | {'prepare_only': True}
+  run_job('crossval', tmp_path, input=str(manifest), crossval=prepared)
+  assert not begun and not (tmp_path / 'results.csv').exists()
+  given = {'input': str(manifest), 'crossval': changes}
+  run_job('crossval', tmp_path, shard=Shard(1, 2), **given)  # It finds what it needs.
+  assert len(begun) == 3
+  run_job('crossval', tmp_path, shard=Shard(0, 2), **given)
   own = {run: folder for run, _, _, folder in begun}
   assert set(own) == {'three_way-0', 'three_way-0-padded', 'unet_3d-0'}
   stores = {run: folder.relative_to(tmp_path) for run, folder in own.items()}
@@ -511,8 +512,8 @@ def test_tested_references_change_neither_weights_nor_threshold_but_validating_o
     own.mkdir(parents=True)
     (own / 'split.json').write_text(json.dumps(split))
     known = {scan: known[scan] for scan in split['test']}
-    given = config.to_dict(), str(stored), str(folder), known
-    runs.do(Task(task, (task,)), 0, *given)
+    assert stored == runs.store_folder(folder, task)
+    runs.do(Task(task, (task,)), 0, config.to_dict(), folder, known)
     model = json.loads((own / 'model' / 'model.json').read_text())
     scans = results.read_rows(own / 'scans.csv', results.RESULTS)
     dice = [row['dice'] for row in scans if row['evaluation'] == 'native']

@@ -47,7 +47,7 @@ COSTS = (
   'width',  # Factor of all channels, of all methods alike.
   'training_s',
   'training_steps',
-  'prediction_s',  # Mean of a tested scan: standard space to mask on its own grid.
+  'prediction_s',  # Median of the tested scans: stored scan to mask on its own grid.
   'peak_gib',  # Of the process's memory, or of the accelerator's.
   'device',
   'threshold',  # Of the sum of probabilities scaled to 3 views, or of the product.

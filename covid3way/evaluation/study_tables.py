@@ -7,14 +7,14 @@ from statistics import fmean
 
 from covid3way.evaluation.inference import compare
 from covid3way.evaluation.paper_tables import BOLD, MEAN_SD, gaps
-from covid3way.evaluation.results import Row
-from covid3way.evaluation.scores import OURS, Scores, in_order, label, mean_sd
+from covid3way.evaluation.results import PADDED, Row
+from covid3way.evaluation.scores import OURS, Scores, in_order, known, label, mean_sd
 from covid3way.evaluation.tables import Cell, Column, Line, Table
 
 # Lines of Table VII: the run's ratio (None: as it is) and its ablation.
 ABLATIONS = {
   'All': (None, ''),
-  '\N{MINUS SIGN} normalisation': (None, 'padded'),
+  '\N{MINUS SIGN} normalisation': (None, PADDED),
   '\N{MINUS SIGN} combining: x-y alone': (None, 'xy'),
   '\N{MINUS SIGN} combining: x-z alone': (None, 'xz'),
   '\N{MINUS SIGN} combining: y-z alone': (None, 'yz'),
@@ -56,7 +56,8 @@ def table_6(costs: Sequence[Row], ratio_percent: float) -> Table:
     f'Means over folds; training: of all networks of the method, to a model; memory: '
     f'the most of any fold. Device: {devices}. Channels of '
     f'all methods times {widths or 1}. {BOLD}',
-    'Prediction: from the scan in standard space to the mask on its own grid.',
+    'Prediction: from the scan in standard space to the mask on its own grid. Where '
+    'several trainings ran at a time they shared the machine, and these times with it.',
     *gaps(lines),
   )
   title = f'Cost ({ratio_percent:g} % augmentation)'
@@ -98,6 +99,38 @@ _COMPARISON = (
   Column('Scans', ('scans',), '.0f'),
   Column('Patients', ('patients',), '.0f'),
 )
+
+
+_FURTHER = (  # Field, head, format, and which is better.
+  ('precision', 'Precision', '.3f', 'high'),
+  ('dice_2_mm', 'Dice within 2 mm', '.3f', 'high'),
+  ('surface_dice_3_mm', 'Surface Dice at 3 mm', '.3f', 'high'),
+  ('hausdorff_95_mm', 'HD95, mm', '.1f', 'low'),
+  ('lesion_recall', 'Lesion recall', '.3f', 'high'),
+  ('lesion_precision', 'Lesion precision', '.3f', 'high'),
+)
+
+
+def further_metrics(scores: Scores) -> Table:
+  """What the paper does not measure: precision, surfaces, whole lesions."""
+  columns = [
+    Column(head, (f'{field}_mean', f'{field}_sd'), form, MEAN_SD, better)
+    for field, head, form, better in _FURTHER
+  ]
+  columns.append(Column('Scans with HD95', ('hausdorff_scans',), '.0f'))
+  lines = []
+  for method in scores.methods:
+    rows = scores.of(method)
+    cells = [mean_sd(rows, field) for field, *_ in _FURTHER]
+    cells.append((float(len(known(rows, 'hausdorff_95_mm'))),) if rows else None)
+    lines.append(Line(label(method), tuple(cells), remark=scores.remark(rows)))
+  notes = (
+    f'Mean ± standard deviation over scans. HD95 is over scans where neither mask is '
+    f'empty. A lesion, 26-connected, is found where the masks overlap. {BOLD}',
+    *gaps(lines),
+  )
+  title = f'Further metrics ({scores.said})'
+  return Table('further_metrics', '', title, tuple(columns), tuple(lines), notes)
 
 
 def table_7(scores: Scores, *, seed: int) -> Table:

@@ -4,12 +4,15 @@ import dataclasses
 import importlib
 import json
 import re
+import resource
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -75,6 +78,18 @@ def part(text: str, field: str) -> tuple[int, int]:
 def versions() -> dict[str, str]:
   """Versions of what computes, for provenance."""
   return {name: metadata.version(name) for name in _COMPUTING}
+
+
+def peak_bytes(device: jax.Device) -> int:
+  """Most memory that was ever in use: an accelerator's, or on a CPU this process's."""
+  if stats := device.memory_stats():
+    return stats['peak_bytes_in_use']
+  try:  # What `getrusage` says a process may have from the one that began it.
+    status = Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(r'VmHWM:\s+(\d+)', status)[1])
+  except (OSError, TypeError):  # Not on Linux.
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib if sys.platform == 'darwin' else 1024 * kib
 
 
 def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:

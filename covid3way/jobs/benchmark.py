@@ -1,7 +1,6 @@
 """Measures what stages cost on this machine: time, memory and rate."""
 
 import functools
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.jobs import throughput
+from covid3way.jobs.batch import peak_bytes
 from covid3way.jobs.laws import location_of, simulator_settings
 from covid3way.jobs.series import anatomy_of
 from covid3way.phantom.plain import plain_chest
@@ -138,17 +138,10 @@ def _measure(
     'device': device.device_kind,
     'cold_s': round(seconds[0], 2),
     'warm_s': round(warm, 2),
-    'peak_mib': round(_peak_mib(device), 1),
+    'peak_mib': round(peak_bytes(device) / 2**20, 1),
     'rate': float(f'{amount / warm:.4g}'),
     'rate_unit': unit,
   }
-
-
-def _peak_mib(device: jax.Device) -> float:
-  """Of the accelerator; on a CPU, of the whole process."""
-  if stats := device.memory_stats():
-    return stats['peak_bytes_in_use'] / 2**20
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _chest(n: int, share: float, location: Location) -> tuple[State, Anatomy]:

@@ -7,7 +7,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from covid3way import progress
-from covid3way.base import ConfigError, Covid3wayError, InputError, MaskGridError
+from covid3way.base import (
+  ConfigError,
+  Covid3wayError,
+  Grid,
+  InputError,
+  MaskGridError,
+)
+from covid3way.evaluation import surfaces
+from covid3way.evaluation.metrics import dice
 from covid3way.evaluation.results import EVALUATIONS, METRICS, SCAN, Row, write_rows
 from covid3way.jobs import testing
 from covid3way.jobs.batch import required
@@ -15,7 +23,9 @@ from covid3way.scans import nifti, nnunet
 from covid3way.scans.manifest import ManifestRow, read_manifest
 from covid3way.standard import space as spaces
 
-_COLUMNS = (*SCAN, 'evaluation', 'status', *METRICS)
+# Of the lungs that predict found, where the manifest gives others; native rows only.
+_LUNGS = ('lungs_dice', 'lungs_surface_dice_1_mm', 'lungs_hausdorff_95_mm')
+_COLUMNS = (*SCAN, 'evaluation', 'status', *METRICS, *_LUNGS)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -50,7 +60,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   table += _strangers(folder, {row.scan_id for row in rows}, kinds)
   write_rows(workdir / 'evaluation.csv', _COLUMNS, table)
   if compared:
-    nnunet.write_summary(workdir / 'summary.json', compared)
+    nnunet.write_summary(workdir / 'summary.json', compared, merged=True)
   progress.say(f'{len(compared)} of {len(rows)} scans compared: {workdir}')
 
 
@@ -76,7 +86,7 @@ def _evaluate(
     what = 'reference'
     reference = nifti.read_mask(row.infection_mask, grid, scan_id=row.scan_id) > 0
     what = 'lungs'
-    lungs = _lungs(row, path, grid)
+    lungs, found = _lungs(row, path, grid)
   except MaskGridError:
     return testing.without_figures(about, f'{what} on another grid', kinds)
   except Covid3wayError as error:
@@ -92,14 +102,35 @@ def _evaluate(
     return (*cast, space.spacing_mm)
 
   native = (*masks, known, grid.spacing_mm)
-  return testing.compared(about, native, standard, kinds)
+  rows = testing.compared(about, native, standard, kinds)
+  if found is not None and row.lung_mask:
+    for each in rows:
+      if each['evaluation'] == 'native':
+        each |= _lung_figures(known, found > 0, grid.spacing_mm)
+  return rows
 
 
-def _lungs(row: ManifestRow, path: Path, grid) -> np.ndarray | None:
-  """The manifest's lungs, else those that predict wrote beside its mask, else none."""
-  beside = path.parent / 'lungs.nii.gz'
-  known = row.lung_mask or (beside if beside.exists() else None)
-  return None if known is None else nifti.read_mask(known, grid, scan_id=row.scan_id)
+def _lungs(
+  row: ManifestRow, path: Path, grid: Grid
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """The lungs to count in, and those that predict wrote beside its mask.
+
+  The first are the manifest's, else the second; either may be unknown.
+  """
+  paths = row.lung_mask, path.parent / 'lungs.nii.gz'
+  given, found = (
+    nifti.read_mask(p, grid, scan_id=row.scan_id) if p and p.exists() else None
+    for p in paths
+  )
+  return found if given is None else given, found
+
+
+def _lung_figures(
+  reference: np.ndarray, found: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> Row:
+  surface = surfaces.between(reference, found, spacing_mm)
+  figures = dice(reference, found), surface.dice(1), surface.hausdorff_95()
+  return dict(zip(_LUNGS, figures, strict=True))
 
 
 def _strangers(folder: Path, known: set[str], kinds: tuple[str, ...]) -> Iterator[Row]:

@@ -26,7 +26,8 @@ from covid3way.training.slices import TIMEOUT_S, naming
 
 # Another run of the same training has others.
 _TIMING = [field.name for field in dataclasses.fields(Pace)]
-_FUSION_SCANS = 4  # Trained on, by which MPUnet's views are weighed.
+# Scans trained on, and voxels of each, by which MPUnet's views are weighed.
+_FUSION_SCANS, _FUSION_VOXELS = 4, 200_000
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -121,9 +122,10 @@ def _with_fusion(part: str, variables: Any, cohort: Cohort, batch_size: int) -> 
       each = oblique_map.seen_from(
         predict, spec.plane_grid, signal, region, batch_size=batch_size
       )
-      seen.append(each)
-      infected.append(target[region])
-      weights.append(np.full(each.shape[1], 1e4 / each.shape[1]))
+      every = -(-each.shape[1] // _FUSION_VOXELS)
+      seen.append(each[:, ::every])
+      infected.append(target[region][::every])
+      weights.append(np.full(len(infected[-1]), 1e4 / len(infected[-1])))
     now.is_('fitting')
     fusion = oblique_map.fit_fusion(
       np.concatenate(seen, axis=1), np.concatenate(infected), np.concatenate(weights)

@@ -11,7 +11,7 @@ from covid3way.evaluation import comparison, lesions, plots
 from covid3way.evaluation.comparison import VIEW_COLOURS
 from covid3way.evaluation.figures import look_at
 from covid3way.evaluation.rendering import Surface, render
-from covid3way.evaluation.results import Row
+from covid3way.evaluation.results import PADDED, Row
 from covid3way.evaluation.scores import OURS, Scores, label
 from covid3way.jobs.results_folder import ResultsFolder, volume
 from covid3way.scans.store import StoredScan
@@ -119,7 +119,7 @@ def ablations(path: Path, sources: Sources) -> None:
   """Fig. 6."""
   scores = sources.scores
   runs = {
-    'no normalisation': scores.of(OURS, ablation='padded'),
+    'no normalisation': scores.of(OURS, ablation=PADDED),
     'no augmentation': scores.of(OURS, 0.0) if scores.ratio_percent else [],
     _ALL: scores.of(OURS),
   }

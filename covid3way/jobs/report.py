@@ -89,6 +89,7 @@ def _tables(
   return [
     paper_tables.table_2(scores, best_scanner=best_scanner),
     study_tables.statistics_table(scores, seed=seed),
+    study_tables.further_metrics(scores),
     paper_tables.table_3(scores),
     paper_tables.table_4(scores),
     paper_tables.table_5(scores),

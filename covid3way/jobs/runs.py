@@ -2,16 +2,12 @@
 
 import dataclasses
 import json
-import os
-import resource
 import statistics
 from collections.abc import Mapping
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from covid3way import progress
@@ -19,6 +15,7 @@ from covid3way.base import ConfigError
 from covid3way.evaluation import results
 from covid3way.evaluation.results import Row
 from covid3way.jobs import export, testing, train
+from covid3way.jobs.batch import peak_bytes
 from covid3way.jobs.cohort import Cohort, open_cohort
 from covid3way.scans import nnunet, store
 from covid3way.scans.manifest import ManifestRow
@@ -27,23 +24,15 @@ from covid3way.segmentation.aggregators import Aggregator
 from covid3way.segmentation.model import Model, read_model
 from covid3way.training import checkpoints
 
-# Of the three-way method: name -> what is changed. A view is tested with the networks
-# of the whole method, of which it is one.
-ABLATIONS = {
-  results.PADDED: 'space',
-  'unaugmented': 'ratio',
-  'xy': 'view',
-  'yz': 'view',
-  'xz': 'view',
-  'offsets_0': 'offsets',
-  'offsets_2': 'offsets',
-  'offsets_5_10': 'offsets',
-}
+# Ablations of the three-way method. A view is tested with the networks of the whole
+# method, of which it is one; other offsets are other slices in a stack.
+VIEWS = ('xy', 'yz', 'xz')
 _OFFSETS_MM = {
   'offsets_0': (0.0,),
   'offsets_2': (-2.0, 0.0, 2.0),
   'offsets_5_10': (-10.0, -5.0, 0.0, 5.0, 10.0),
 }
+ABLATIONS = (results.PADDED, 'unaugmented', *VIEWS, *_OFFSETS_MM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,24 +74,11 @@ class Task:
   tested: tuple[Run, ...]
 
 
-def begin(verbosity: int, told: Event) -> None:
-  """Prepares a process for `do`, or ends it where nothing more is to begin.
-
-  Args:
-    verbosity: of the log.
-    told: set when the job is to stop.
-  """
-  logging.set_verbosity(verbosity)
-  if told.is_set():
-    os._exit(0)
-
-
 def do(
   task: Task,
   fold: int,
   settings: Mapping[str, Any],
-  store_folder: str,
-  workdir: str,
+  workdir: Path,
   rows: Mapping[str, ManifestRow],
 ) -> None:
   """Trains, chooses threshold and aggregator on validation scans, and tests.
@@ -111,38 +87,46 @@ def do(
     task: of one fold.
     fold: its number.
     settings: the job's config, as a dict: this may be another process.
-    store_folder: scans in standard space.
     workdir: of the job.
     rows: what the manifest says of the tested scans.
 
   Raises:
     LeakError: a tested scan, its patient or its voxels trained or validated.
   """
-  runs = Path(workdir) / 'runs'
-  folder = runs / task.training.name / f'fold{fold}'
-  config = ConfigDict(settings)
-  config.input = store_folder
+  todo, folder = missing(task, fold, workdir), run_folder(workdir, task.training, fold)
+  config, scans = ConfigDict(settings), store_folder(workdir, task.training)
+  config.input = str(scans)
   config.training = settings_of(task.training, config)
   config.training.split = str(folder / 'split.json')
   if not (folder / 'model').exists():
     train.run(config, folder)
-  cohort = open_cohort(Path(store_folder), config.training)
-  for run in missing(task, fold, Path(workdir)):
-    own = _folder(runs, run, fold)
+  cohort = open_cohort(scans, config.training)
+  for run in todo:
+    own = run_folder(workdir, run, fold)
     if own != folder and not (own / 'model').exists():
       _write_part(run.ablation, cohort, config, folder, own)
-    _test(run, fold, read_model(own / 'model'), config, store_folder, own, folder, rows)
+    _test(run, fold, read_model(own / 'model'), config, own, folder, rows)
 
 
 def missing(task: Task, fold: int, workdir: Path) -> list[Run]:
   """The runs of a task that a fold's results lack."""
-  runs = workdir / 'runs'
-  done = (_folder(runs, run, fold) / 'scans.csv' for run in task.tested)
-  return [run for run, path in zip(task.tested, done, strict=True) if not path.exists()]
+  folders = {run: run_folder(workdir, run, fold) for run in task.tested}
+  return [run for run, own in folders.items() if not (own / 'scans.csv').exists()]
 
 
-def _folder(runs: Path, run: Run, fold: int) -> Path:
-  return runs / run.name / f'fold{fold}'
+def run_folder(workdir: Path, run: Run, fold: int) -> Path:
+  """Of a run's training, model, predictions and results of one fold."""
+  return workdir / 'runs' / run.name / f'fold{fold}'
+
+
+def store_folder(workdir: Path, run: Run) -> Path:
+  """The scans, in the standard space, that a run looks at."""
+  base = workdir / results.PADDED if run.ablation == results.PADDED else workdir
+  return base / 'store'
+
+
+# Of `config.training`, what a run decides.
+_GIVEN = {'target': 'infection', 'fold': '', 'split': ''}
 
 
 def settings_of(run: Run, config: ConfigDict) -> ConfigDict:
@@ -155,10 +139,8 @@ def settings_of(run: Run, config: ConfigDict) -> ConfigDict:
   if run.method not in own:
     found, remedy = f'no {run.method!r}', 'add it; it may be empty'
     raise ConfigError('config.crossval.settings', found, remedy)
-  settings = config.training.copy_and_resolve_references()
-  settings.method = run.method
-  settings.update(own[run.method])
-  settings.simulated_ratio = run.ratio
+  settings = ConfigDict({**config.training.to_dict(), **_GIVEN})
+  settings.update(own[run.method], method=run.method, simulated_ratio=run.ratio)
   if run.ablation in _OFFSETS_MM:
     settings.offsets_mm = _OFFSETS_MM[run.ablation]
   return settings
@@ -181,7 +163,6 @@ def _test(
   fold: int,
   model: Model,
   config: ConfigDict,
-  store_folder: str,
   folder: Path,
   trained: Path,
   rows: Mapping[str, ManifestRow],
@@ -192,7 +173,7 @@ def _test(
   candidates = _candidates(folder)
   compared = []
   for row in rows.values():
-    path = store.group_path(Path(store_folder), row.scan_id)
+    path = store.group_path(Path(config.input), row.scan_id)
     if not path.exists():
       status = 'not cast: see failures-preprocess.json'
       scans += testing.without_figures(about | testing.about_scan(row), status)
@@ -224,7 +205,7 @@ def _test(
   results.write_rows(folder / 'costs.csv', results.COSTS, [costs])
   results.write_rows(folder / 'aggregators.csv', results.AGGREGATORS, tried)
   if compared:
-    nnunet.write_summary(folder / 'summary.json', compared)
+    nnunet.write_summary(folder / 'summary.json', compared, merged=True)
   results.write_rows(folder / 'scans.csv', results.RESULTS, scans)
 
 
@@ -239,7 +220,11 @@ def _candidates(folder: Path) -> list[Aggregator]:
 
 
 def _costs(model: Model, config: ConfigDict, folder: Path) -> Row:
-  """What a training cost, interrupted or not, and what its networks are."""
+  """What a training cost, and what its networks are.
+
+  Of a training that was interrupted within an epoch that part is not counted, and of a
+  call that only tests the memory is that of testing.
+  """
   parts = {
     part: checkpoints.best(folder / 'training' / part)[1]
     for part in config.training.views
@@ -251,7 +236,7 @@ def _costs(model: Model, config: ConfigDict, folder: Path) -> Row:
     'width': config.training.width,
     'training_s': round(sum(r['seconds'] for p in parts.values() for r in p), 1),
     'training_steps': sum(rows[-1]['step'] for rows in parts.values()),
-    'peak_gib': round(_peak_gib(device), 2),
+    'peak_gib': round(peak_bytes(device) / 2**30, 2),
     'device': device.device_kind,
     'threshold': model.aggregator.threshold,
     'aggregator': model.aggregator.name,
@@ -261,10 +246,3 @@ def _costs(model: Model, config: ConfigDict, folder: Path) -> Row:
 def _median(seconds: list[float]) -> float | None:
   """Of the tested scans: the first one's, which may hold compilation, weighs little."""
   return round(statistics.median(seconds), 2) if seconds else None
-
-
-def _peak_gib(device: jax.Device) -> float:
-  """Of the accelerator; on a CPU, of the whole process."""
-  if stats := device.memory_stats():
-    return stats['peak_bytes_in_use'] / 2**30
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -101,11 +101,14 @@ def compare(found: Prediction, scan: StoredScan, row: ManifestRow) -> list[Row]:
     standard, lungs = (
       scan.volumes[n].read().result(TIMEOUT_S) > 0 for n in ('infection', 'lungs')
     )
-  space = spaces.Placement.from_json(scan.attributes['placement']).space
+  placement = spaces.Placement.from_json(scan.attributes['placement'])
+  # Voxels of the standard space, in the scan's own mm, whatever it was taken to have.
+  own_mm, taken_mm = scan.grid.spacing_mm, placement.own_spacing_mm
+  standard_mm = np.multiply(placement.space.spacing_mm, np.divide(own_mm, taken_mm))
   return compared(
     about,
-    (given > 0, found.native, found.lungs, scan.grid.spacing_mm),
-    lambda: (standard, found.standard, lungs, space.spacing_mm),
+    (given > 0, found.native, found.lungs, own_mm),
+    lambda: (standard, found.standard, lungs, tuple(standard_mm)),
   )
 
 

@@ -110,7 +110,11 @@ def _check_leak(subject: str, fold: Fold, patients: Mapping[str, str] | None) ->
 
 
 def write_summary(
-  path: Path, rows: Iterable[tuple[Path, Path]], labels: Sequence[int] = (1,)
+  path: Path,
+  rows: Iterable[tuple[Path, Path]],
+  labels: Sequence[int] = (1,),
+  *,
+  merged: bool = False,
 ) -> None:
   """Writes nnU-Net's `summary.json` of predictions and their references.
 
@@ -121,6 +125,7 @@ def write_summary(
     path: to write.
     rows: reference and predicted NIfTI file, per scan.
     labels: that are compared, each by itself.
+    merged: whether all above 0 is label 1.
 
   Raises:
     InputError: no scan, or a file is missing.
@@ -128,7 +133,7 @@ def write_summary(
     DamagedFileError, GeometryError: as `nifti.read_volume`.
     StorageError: the disk refused.
   """
-  cases = [_compared(reference, predicted, labels) for reference, predicted in rows]
+  cases = [_compared(*files, labels, merged) for files in rows]
   if not cases:
     raise InputError(str(path), 'no scan to summarise', 'predict some first')
   means = {
@@ -144,11 +149,13 @@ def write_summary(
 
 
 def _compared(
-  reference_file: Path, prediction_file: Path, labels: Sequence[int]
+  reference_file: Path, prediction_file: Path, labels: Sequence[int], merged: bool
 ) -> dict[str, Any]:
   name = prediction_file.name
   reference, grid = nifti.read_volume(reference_file, scan_id=reference_file.name)
   predicted = nifti.read_mask(prediction_file, grid, scan_id=name)
+  if merged:
+    reference, predicted = reference > 0, predicted > 0
   return {
     'metrics': {str(n): _agreement(reference == n, predicted == n) for n in labels},
     'prediction_file': str(prediction_file),

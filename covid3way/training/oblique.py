@@ -1,6 +1,7 @@
 """The oblique planes of stored scans: which there are, and how to read them."""
 
 import functools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,18 +20,19 @@ def find_planes(scan: StoredScan, masks: Masks, grid: PlaneGrid) -> Candidates:
   Raises:
     InputError, DamagedFileError: the masks cannot be read.
   """
-  crossed = [
-    np.concatenate([_crossed(mask, masks, grid, view) for view in range(grid.views)])
-    for mask in masks.read(scan)
-  ]
-  return told_apart(*crossed, 0)
+  return told_apart(*(_crossed(m, masks, grid) for m in masks.read(scan)), 0)
 
 
-def _crossed(mask, masks: Masks, grid: PlaneGrid, view: int) -> np.ndarray:
-  """(side,) bool: which planes of a view have a voxel of the mask nearest to them."""
+def _crossed(mask: np.ndarray, masks: Masks, grid: PlaneGrid) -> np.ndarray:
+  """(v * side,) bool: which planes have a voxel of the mask nearest to them."""
   begin = np.array([part.start for part in masks.window])[:, None]
-  planes = grid.pixels(view, np.array(np.nonzero(mask)) + begin)[2]
-  return np.isin(np.arange(grid.side), np.rint(planes).astype(int))
+  found = np.zeros((grid.views, grid.side), bool)
+  for x in np.flatnonzero(mask.any(axis=(1, 2))):  # All at once would fill the memory.
+    y, z = np.nonzero(mask[x])
+    planes = np.rint(grid.heights(np.stack([np.full_like(y, x), y, z]) + begin))
+    for view, near in enumerate(planes.astype(int)):
+      found[view, near[(near >= 0) & (near < grid.side)]] = True
+  return found.ravel()
 
 
 class ObliquePlanes:
@@ -51,7 +53,8 @@ class ObliquePlanes:
   ):
     self.scans, self.candidates = scans, candidates
     self._masks, self._grid = masks, grid
-    self._whole = functools.lru_cache(maxsize=_OPEN_SCANS)(self._read_whole)
+    self._cached = functools.lru_cache(maxsize=_OPEN_SCANS)(self._read_whole)
+    self._lock = threading.Lock()
 
   def read(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
     """Reads planes: the signal interpolated linearly, masks taken from the nearest.
@@ -82,6 +85,10 @@ class ObliquePlanes:
       'weights': np.stack(weights),
       'pixels_mm': pixels_mm,
     }
+
+  def _whole(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with self._lock:  # Or several threads would read the same scan at once.
+      return self._cached(number)
 
   def _read_whole(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Signal float32, target and region uint8, (x, y, z)."""

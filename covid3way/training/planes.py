@@ -59,6 +59,12 @@ class PlaneGrid:
     scale, middle = self._scale_and_middle()
     return (points_mm * scale + middle).astype(np.float32)
 
+  def heights(self, voxels: np.ndarray) -> np.ndarray:
+    """(3, n) voxel coordinates -> (v, n): along each view's normal, in planes."""
+    scale, middle = self._scale_and_middle()
+    points_mm = (voxels - middle[:, 0, 0, 0, None]) / scale[:, 0, 0, 0, None]
+    return self.frames[:, 2] @ points_mm / self.pixel_mm + (self.side - 1) / 2
+
   def pixels(self, view: int, voxels: np.ndarray) -> np.ndarray:
     """The inverse: (3, n) voxel coordinates -> (3, n) along rows, columns, planes."""
     scale, middle = self._scale_and_middle()

@@ -7,6 +7,7 @@ with; 1 some scans or patients failed (named in failures.json, or a shard's own)
 wrong use or wrong input, told in one line.
 """
 
+import gc
 import importlib
 import inspect
 import os
@@ -71,6 +72,7 @@ def main(_: list[str]) -> None:
   logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.FATAL)
   config = _CONFIG.value
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
+  told = None
   try:
     options = {}
     if _joins():
@@ -82,19 +84,24 @@ def main(_: list[str]) -> None:
         raise ConfigError('--shard', found, 'leave it out')
     job.run(config, pathlib.Path(_WORKDIR.value), **options)
     devices.leave()
-  except PreemptedError as told:
+  except PreemptedError as error:
     devices.leave()
-    end(str(told), code=0)
+    told, code = str(error), 0
   except (Covid3wayError, SomeFailedError) as error:
     if _DEBUG.value:
       traceback.print_exc()
-    end(str(error), code=1 if isinstance(error, SomeFailedError) else 2)
+    told, code = str(error), 1 if isinstance(error, SomeFailedError) else 2
   except Exception as error:
     if not _joins():
       raise
     # A plain exit would wait for the other processes, which wait for this one.
     traceback.print_exc()
     end(f'{type(error).__name__} in one of several processes', code=1)
+  if told is not None:
+    # What the error held on to is let go: semaphores of processes, which would be told
+    # of after the last line.
+    gc.collect()
+    end(told, code=code)
 
 
 def _joins() -> bool:

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import serial_scans
-from conftest import CACHE, run_job
+from conftest import CACHE, finish, run_job, start_program
 from scipy import ndimage
 
 from configs import crossval as crossval_config
@@ -537,3 +538,28 @@ def test_a_process_that_is_killed_is_told(copy, manifest, monkeypatch):
   assert told[0] == 'unet_3d-200, fold 1' and 'terminated abruptly' in told[1]
   lost = [row for row in table(copy) if row['status'] == 'not run']
   assert {(row['run'], row['fold']) for row in lost} == {('unet_3d-200', 1)}
+
+
+@pytest.mark.slow
+def test_sigterm_keeps_what_is_trained_and_the_same_command_goes_on(manifest, tmp_path):
+  command = [
+    '--config=configs/crossval.py:smoke',
+    f'--workdir={tmp_path}',
+    f'--config.input={manifest}',
+    "--config.crossval.methods=('three_way',)",
+    '--config.training.steps_per_epoch=60',
+  ]
+  program = start_program(*command)
+  trained = tmp_path / 'runs' / 'three_way-200' / 'fold0' / 'training'
+  for _ in range(600):
+    if list(trained.glob('*/step_*')):
+      break
+    time.sleep(0.2)
+  program.terminate()
+  (told,) = finish(program)
+  last = 'covid3way: stopped by SIGTERM; the same command goes on from there'
+  assert told.splitlines()[-1] == last
+  assert list(trained.glob('*/step_*')) and not list(tmp_path.glob('**/.*partial*'))
+  assert {row['status'] for row in table(tmp_path)} == {'not run'}
+  finish(start_program(*command))
+  assert {row['status'] for row in table(tmp_path)} == {'ok'}

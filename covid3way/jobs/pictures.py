@@ -97,8 +97,10 @@ def views(path: Path, sources: Sources) -> None:
     plain = _row(sources, scan_id, {label(OURS): [ours[scan_id]]})
     scan = sources.folder.scan(scan_id)
     where = _where(scan)
+    # Beyond the lungs nothing was learned, and nothing counts.
+    inside = np.asarray(scan.volumes['lungs'][where].read().result()) > 0
     maps = {
-      view: np.asarray(found.volumes[name][where].read().result()) / 255
+      view: np.asarray(found.volumes[name][where].read().result()) / 255 * inside
       for view, name in zip(VIEW_COLOURS, names, strict=True)
     }
     picture = _outcomes_3d(scan, volume(found, 'infection'))
@@ -212,8 +214,9 @@ KINDS = (
     _CHOICE
     + _PLANE
     + _DICE
-    + ' In 3D whole lesions: predicted ones that meet the reference green, missed ones '
-    'red, false ones blue; lungs as glass.',
+    + " The views' probabilities are those within the lungs. In 3D whole lesions: "
+    'predicted ones that meet the reference green, missed ones red, false ones blue; '
+    'lungs as glass.',
     views,
   ),
   Kind(

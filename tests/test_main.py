@@ -240,7 +240,7 @@ def test_settings_that_cannot_train_are_named(quickstart, tmp_path):
   config = train_config.get_config('smoke')
   config.input = str(quickstart / 'store')
   for field, value, words in (
-    ('features', (4,) * 8, 'multiples of 128'),
+    ('features', (4,) * 8, 'multiples of 128 x 128 x 128'),
     ('validation_share', 1.0, 'none is left to train'),
     ('region', 'heart', "region 'heart'"),
     ('batch_size', 6, 'batch_size: 6 with 4 config.training.open_slabs'),

@@ -18,7 +18,7 @@ from covid3way.evaluation.metrics import dice
 from covid3way.jobs import pictures, report, results_folder
 
 TABLES = ('missing', 'statistics', 'table_2', 'table_3', 'table_4', 'table_5')
-TABLES += ('table_6', 'table_7', 'table_s1')
+TABLES += ('table_6', 'table_7', 'table_s1', 'further_metrics')
 FIGURES = ('figure_3', 'figure_4', 'figure_5', 'figure_6')
 FIGURES += ('dice_by_method', 'dice_by_volume', 'bland_altman')
 

@@ -283,5 +283,6 @@ def _check(spec: ModelSpec, settings: ConfigDict) -> None:
     raise ConfigError(
       'config.space.shape',
       f'{spec.space_shape} with {spec.method} of {len(spec.features)} features',
-      f'use multiples of {spec.strides} or other config.training.features',
+      f'use multiples of {" x ".join(map(str, spec.strides))} or other '
+      'config.training.features',
     )

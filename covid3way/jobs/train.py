@@ -44,6 +44,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     found = f'{settings.method} is one network, trained in stages'
     raise ConfigError('--shard', found, 'leave it out')
   known = {k: v for k, v in settings.to_dict().items() if k not in _READING}
+  recipes = {part: recipe_of(cohort, part) for part in settings.views}
   claim(workdir, 'train', {'input': config.input, **known, **cohort.ids()})
   _compare_hosts(cohort)
   n = sum('simulated' in scan.attributes for scan in cohort.training)
@@ -54,7 +55,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   with preemption.watching() as stop:
     for part in settings.views[shard.index :: shard.of]:
       with progress.beating(f'view {part}') as now:
-        _train_part(part, cohort, workdir / 'training', now, stop)
+        _train_part(part, recipes[part], cohort, workdir / 'training', now, stop)
   if shard.is_whole and devices.is_first():
     export.run(config, workdir)
 
@@ -144,6 +145,7 @@ def recipe_of(cohort: Cohort, part: str) -> Recipe:
 
 def _train_part(
   part: str,
+  recipe: Recipe,
   cohort: Cohort,
   parts: Path,
   now: progress.Doing,
@@ -155,7 +157,6 @@ def _train_part(
     PreemptedError: it was time to stop; what was reached is kept.
   """
   settings, folder = cohort.settings, parts / part
-  recipe = recipe_of(cohort, part)
   with checkpoints.keeping(folder) as keeper, watching.showing(folder, part) as show:
     state, figures = keeper.last(_begin(part, recipe, cohort, parts))
     state = devices.from_first(state)

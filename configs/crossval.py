@@ -105,7 +105,7 @@ def get_config(variant: str = ''):
     config.crossval.update(
       methods=('three_way', 'unet_2d', 'unet_3d'), folds=4, ratios=(0.0,), ablations=()
     )
-    for method, steps in (('three_way', 60), ('unet_2d', 60), ('unet_3d', 120)):
+    for method, steps in (('three_way', 40), ('unet_2d', 40), ('unet_3d', 80)):
       config.crossval.settings[method].steps_per_epoch = steps
   if variant == 'smoke':
     config.space.shape = (32, 32, 48)

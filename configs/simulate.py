@@ -23,7 +23,7 @@ def get_config(variant: str = ''):
     variant,
     'input',
     'infection_mask',
-    'space',
+    'space.shape',
     'window',
     'simulator',
     'simulation',

@@ -33,6 +33,13 @@ def pytest_itemcollected(item):
     item.add_marker(pytest.mark.xdist_group(name))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def compiled_code_is_let_go():
+  """After each file: a process may have only so many pieces of memory mapped."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def real_data() -> pathlib.Path:
   """The real scans beside the project; tests that need them say so when absent."""

@@ -28,6 +28,11 @@ TABLES = ('scanners', 'W', 'settings')
 HANDED_ON = {
   'benchmark': ('training.',),
   'crossval': (
+    'space.',
+    'window.',
+    'simulator.',
+    'fit.',
+    'augmentation.',
     'training.',
     'aggregation.',
     'prediction.',

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from covid3way.networks import layers
 
 STAGES = ('planes', 'volumes', 'hybrid')
-# Of the stem, of the pooling after it and of those between blocks. As in the authors'
-# release the 3D part halves z only twice: its volumes are few slices high.
+# Of the stem, of the pooling after it and of those between blocks. The 3D part halves z
+# only twice: its volumes are few slices high.
 PLANES = ((2, 2),) * 5
 VOLUMES = ((2, 2, 2), (2, 2, 2), (2, 2, 1), (2, 2, 1), (2, 2, 1))
 

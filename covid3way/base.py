@@ -58,7 +58,7 @@ class DuplicateSliceError(Covid3wayError):
 
 
 class GeometryError(Covid3wayError):
-  """A geometry that the standard space cannot represent: shear, uneven slices, 4-D."""
+  """A geometry that no even grid with right angles can be made of."""
 
 
 class DamagedFileError(Covid3wayError):
@@ -67,6 +67,10 @@ class DamagedFileError(Covid3wayError):
 
 class NonFiniteError(Covid3wayError):
   """NaN or infinity among the signal values."""
+
+
+class SignalError(Covid3wayError):
+  """Values that are no Hounsfield units: windowed already, or of another unit."""
 
 
 class NoLungError(Covid3wayError):
@@ -106,14 +110,21 @@ class WarningKind(enum.StrEnum):
 
   DUPLICATE_FILE_DROPPED = 'duplicate_file_dropped'
   FILES_IGNORED = 'files_ignored'
+  GRID_NOT_STORED = 'grid_not_stored'
   INFECTION_OUTSIDE_LUNGS = 'infection_outside_lungs'
   LUNG_OUTSIDE_BOX = 'lung_outside_box'
   LUNGS_NOT_SEPARATED = 'lungs_not_separated'
   OBLIQUE = 'oblique'
   ORIENTATION_ASSUMED = 'orientation_assumed'
   PADDING_CLIPPED = 'padding_clipped'
+  PADDING_REPLACED = 'padding_replaced'
   SERIES_CHOSEN = 'series_chosen'
+  SLICES_IGNORED = 'slices_ignored'
+  SPACING_EVENED = 'spacing_evened'
+  TILT_CORRECTED = 'tilt_corrected'
+  VIEWS_DISAGREE = 'views_disagree'
   WINDOW_ASSUMED = 'window_assumed'
+  WINDOW_ESTIMATED = 'window_estimated'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +145,72 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Grid:
-  """A scan's own voxel grid, as stored, and its `[x, y, z]` (LPS) reading.
+class Acquired:
+  """Slices as stored, where they make no even grid with right angles.
+
+  Only readers and writers know of it; everything else lives on the `Grid`.
 
   Attributes:
-    native_shape: voxels per axis as stored: (columns, rows, slices) of a DICOM
-      series, (i, j, k) of a NIfTI file.
-    native_affine: (4, 4) float64, voxel index as stored -> LPS world, mm.
+    shape: voxels per axis as stored: (columns, rows, slices) or (i, j, k).
+    affine: (4, 4) float64, index as stored -> LPS world, mm; None where no affine
+      says it, because the slices are unevenly spaced.
+    places: (slices, 3) float64, voxel coordinates on the Grid, in its native order, of
+      the first voxel of each stored slice.
+    axis: of the axes as stored, the one from slice to slice.
+  """
+
+  shape: tuple[int, int, int]
+  affine: np.ndarray | None
+  places: np.ndarray
+  axis: int = 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+  """A scan's own voxel grid, even and with right angles, and its `[x, y, z]` reading.
+
+  Attributes:
+    native_shape: voxels per axis in the order of the file: (columns, rows, slices) of
+      a DICOM series, (i, j, k) of a NIfTI file.
+    native_affine: (4, 4) float64, index in that order -> LPS world, mm.
+    acquired: the slices as stored, where they do not lie on this grid (tilted gantry,
+      uneven spacing).
   """
 
   native_shape: tuple[int, int, int]
   native_affine: np.ndarray
+  acquired: Acquired | None = None
+
+  def to_json(self) -> dict[str, Any]:
+    """All of it as JSON values; `from_json` reads it."""
+    acquired = self.acquired and {
+      'shape': list(self.acquired.shape),
+      'affine_lps': None
+      if self.acquired.affine is None
+      else self.acquired.affine.tolist(),
+      'places': self.acquired.places.tolist(),
+      'axis': self.acquired.axis,
+    }
+    return {
+      'native_shape': list(self.native_shape),
+      'native_affine_lps': self.native_affine.tolist(),
+      'acquired': acquired,
+    }
+
+  @classmethod
+  def from_json(cls, facts: Mapping[str, Any]) -> 'Grid':
+    """The grid of `to_json`, among other facts; one without `acquired` has none."""
+    acquired = facts.get('acquired')
+    if acquired:
+      affine = acquired['affine_lps']
+      acquired = Acquired(
+        tuple(acquired['shape']),
+        None if affine is None else np.array(affine, np.float64),
+        np.array(acquired['places'], np.float64),
+        acquired['axis'],
+      )
+    affine = np.array(facts['native_affine_lps'], np.float64)
+    return cls(tuple(facts['native_shape']), affine, acquired or None)
 
   @functools.cached_property
   def axes(self) -> tuple[tuple[int, bool], ...]:

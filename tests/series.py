@@ -4,6 +4,7 @@ Every voxel holds a function of its world position, so a reader that mixes up an
 a direction or an order is caught by any voxel.
 """
 
+import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,16 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+  JPEG2000,
   CTImageStorage,
+  EnhancedCTImageStorage,
   ExplicitVRLittleEndian,
   JPEG2000Lossless,
+  JPEGExtended12Bit,
+  JPEGLossless,
   JPEGLosslessSV1,
   JPEGLSLossless,
+  JPEGLSNearLossless,
   RLELossless,
 )
 
@@ -28,12 +34,19 @@ PRONE = (-1, 0, 0, 0, -1, 0)
 FEET_FIRST = (-1, 0, 0, 0, 1, 0)
 CORONAL = (1, 0, 0, 0, 0, -1)
 SAGITTAL = (0, 1, 0, 0, 0, -1)
-COMPRESSED = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless)
+COMPRESSED = (
+  JPEGLossless,
+  JPEGLosslessSV1,
+  JPEGLSLossless,
+  JPEG2000Lossless,
+  RLELossless,
+)
+LOSSY = (JPEGLSNearLossless, JPEG2000, JPEGExtended12Bit)
 
 
 def hu_at(world: np.ndarray) -> np.ndarray:
   """(..., 3) mm -> HU, whole for whole mm, all different in a small volume."""
-  return world @ [1.0, 17.0, 3.0] - 200
+  return world @ [1.0, 17.0, 3.0] - 75
 
 
 def slices(
@@ -43,17 +56,24 @@ def slices(
   pixel_spacing=(2.0, 1.0),
   step_mm=2.0,
   shape=(6, 7, 5),
+  shifts_mm=None,
   slope=1,
   intercept=-1024,
   signed=False,
   **tags,
 ) -> list[Dataset]:
-  """A series of `shape` (columns, rows, slices), PS3.3 equation C.7.6.2.1-1."""
+  """A series of `shape` (columns, rows, slices), PS3.3 equation C.7.6.2.1-1.
+
+  `shifts_mm` (slices, 3): along rows, columns and normal, instead of even steps.
+  """
   row, column = np.reshape(orientation, (2, 3)).astype(float)
   columns, rows, count = shape
+  if shifts_mm is None:
+    shifts_mm = np.outer(np.arange(count), [0, 0, step_mm])
   result = []
-  for k in range(count):
-    position = np.array(origin_mm) + k * step_mm * np.cross(row, column)
+  for k, shift_mm in enumerate(shifts_mm):
+    axes = np.array([row, column, np.cross(row, column)])
+    position = np.array(origin_mm) + shift_mm @ axes
     j, i = np.mgrid[:rows, :columns]
     world = position + np.multiply.outer(i * pixel_spacing[1], row)
     world += np.multiply.outer(j * pixel_spacing[0], column)
@@ -94,6 +114,69 @@ def ct_slice(k: int, stored: np.ndarray, *, signed: bool) -> Dataset:
   return dataset
 
 
+def enhanced(datasets: Sequence[Dataset], number: int = 1) -> Dataset:
+  """An Enhanced CT object whose frames are `datasets`, PS3.3 A.38.1, in their order.
+
+  Orientation and spacing are shared; position, rescale and window are each frame's own.
+  """
+  first = datasets[0]
+  result = Dataset()
+  result.update(
+    {e.tag: copy.deepcopy(e) for e in first if e.keyword not in _OF_A_FRAME}
+  )
+  result.SOPClassUID = EnhancedCTImageStorage
+  result.SOPInstanceUID = f'1.2.3.4.100.{number}'
+  result.NumberOfFrames = len(datasets)
+  result.PixelData = b''.join(d.PixelData for d in datasets)
+  shared = {
+    'PlaneOrientationSequence': ['ImageOrientationPatient'],
+    'PixelMeasuresSequence': ['PixelSpacing', 'SliceThickness'],
+  }
+  own = {
+    'PlanePositionSequence': ['ImagePositionPatient'],
+    'PixelValueTransformationSequence': [
+      'RescaleIntercept',
+      'RescaleSlope',
+      'RescaleType',
+    ],
+    'FrameVOILUTSequence': ['WindowCenter', 'WindowWidth'],
+    'CTReconstructionSequence': ['ConvolutionKernel'],
+    'FrameContentSequence': ['TemporalPositionIndex'],
+  }
+  result.SharedFunctionalGroupsSequence = [_groups(first, shared)]
+  result.PerFrameFunctionalGroupsSequence = [_groups(d, own) for d in datasets]
+  result.file_meta = FileMetaDataset()
+  result.file_meta.MediaStorageSOPClassUID = result.SOPClassUID
+  result.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  return result
+
+
+_OF_A_FRAME = {
+  'ImagePositionPatient',
+  'ImageOrientationPatient',
+  'PixelSpacing',
+  'SliceThickness',
+  'RescaleIntercept',
+  'RescaleSlope',
+  'RescaleType',
+  'WindowCenter',
+  'WindowWidth',
+  'ConvolutionKernel',
+  'TemporalPositionIndex',
+}
+
+
+def _groups(dataset: Dataset, macros: dict[str, list[str]]) -> Dataset:
+  result = Dataset()
+  for macro, keywords in macros.items():
+    item = Dataset()
+    for keyword in keywords:
+      if keyword in dataset:
+        setattr(item, keyword, dataset[keyword].value)
+    setattr(result, macro, [item])
+  return result
+
+
 def to_bytes(dataset: Dataset) -> bytes:
   stream = io.BytesIO()
   dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -114,8 +197,12 @@ def write(folder: Path, datasets: Sequence[Dataset]) -> Path:
 def compress(path: Path, syntax: pydicom.uid.UID) -> None:
   """Compress a file in place with GDCM, or with pydicom's own encoders."""
   kinds = {
+    JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
     JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
     JPEGLSLossless: gdcm.TransferSyntax.JPEGLSLossless,
+    JPEGLSNearLossless: gdcm.TransferSyntax.JPEGLSNearLossless,
+    JPEG2000: gdcm.TransferSyntax.JPEG2000,
+    JPEGExtended12Bit: gdcm.TransferSyntax.JPEGExtendedProcess2_4,
   }
   if syntax not in kinds:
     dataset = pydicom.dcmread(path)

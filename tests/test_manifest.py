@@ -24,11 +24,11 @@ def refused(path, *words):
 def test_all_columns_by_hand(tmp_path):
   path = write(
     tmp_path,
-    'patient_id,scan_id,day,image,infection_mask,lung_mask,susceptible_mask,'
+    'patient_id,scan_id,day,image,infection_mask,lung_mask,lobe_mask,susceptible_mask,'
     'window_level_hu,window_width_hu,stage,scanner,site,domain\n'
-    'p1,p1-a,-2.5,a.nii,mask.nii,,b.nii,-600,1200,early,GE,north,equalised-8bit\n'
+    'p1,p1-a,-2.5,a.nii,mask.nii,,a.nii,b.nii,-600,1200,early,GE,north,equalised-8bit\n'
     '\n'
-    'p1,p1-b,,b.nii,,,,,,,,,\n',
+    'p1,p1-b,,b.nii,,,,,,,,,,\n',
   )
   assert manifest.read_manifest(path) == (
     ManifestRow(
@@ -37,6 +37,7 @@ def test_all_columns_by_hand(tmp_path):
       image=tmp_path / 'a.nii',
       day=-2.5,
       infection_mask=tmp_path / 'mask.nii',
+      lobe_mask=tmp_path / 'a.nii',
       susceptible_mask=tmp_path / 'b.nii',
       window=Window(-600, 1200, 'manifest'),
       stage='early',
@@ -55,8 +56,9 @@ def test_three_columns_are_enough_in_any_order(tmp_path):
 
 def test_what_is_written_reads_back_from_anywhere(tmp_path):
   text = 'patient_id,scan_id,image,day,window_level_hu,window_width_hu,stage,'
-  text += 'susceptible_mask,domain\n'
-  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early",mask.nii,8bit\nq,t,b.nii,,,,,,\n'
+  text += 'susceptible_mask,lobe_mask,domain\n'
+  text += 'p,s,a.nii,0.1,-550.5,1600,"mild, early",mask.nii,b.nii,8bit\n'
+  text += 'q,t,b.nii,,,,,,,\n'
   rows = manifest.read_manifest(write(tmp_path, text))
   copy = tmp_path / 'deep' / 'copy.csv'
   manifest.write_manifest(copy, rows)
@@ -64,7 +66,8 @@ def test_what_is_written_reads_back_from_anywhere(tmp_path):
   again = manifest.read_manifest(copy)
   assert [r.image.resolve() for r in again] == [r.image.resolve() for r in rows]
   assert again[0].susceptible_mask.resolve() == tmp_path / 'mask.nii'
-  assert again[1].susceptible_mask is None
+  assert again[0].lobe_mask.resolve() == tmp_path / 'b.nii'
+  assert again[1].susceptible_mask is again[1].lobe_mask is None
   assert [(r.day, r.window, r.stage, r.domain) for r in again] == [
     (r.day, r.window, r.stage, r.domain) for r in rows
   ]
@@ -92,6 +95,10 @@ def test_what_is_written_reads_back_from_anywhere(tmp_path):
     (
       'patient_id,scan_id,image,lung_mask\np,s,a.nii,x.nii',
       ['line 2', 'column lung_mask', 'no file x.nii'],
+    ),
+    (
+      'patient_id,scan_id,image,lobe_mask\np,s,a.nii,x.nii',
+      ['line 2', 'column lobe_mask', 'no file x.nii'],
     ),
     (
       'patient_id,scan_id,image,susceptible_mask\np,s,a.nii,x.nii',

@@ -8,7 +8,7 @@ import series
 
 from covid3way import base
 from covid3way.base import WarningKind
-from covid3way.scans import dicom_geometry, dicom_pixels, nifti
+from covid3way.scans import dicom_geometry, nifti
 
 # RAS: native axes run (to the back, to the head, to the left), 0.5, 2 and 1.5 mm.
 RAS = np.array([[0, 0, -1.5, 10], [-0.5, 0, 0, 20], [0, 2, 0, -30], [0, 0, 0, 1.0]])
@@ -16,7 +16,7 @@ SHAPE = (4, 5, 6)
 
 
 def values(shape=SHAPE):
-  return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) - 50
+  return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) * 10 - 1000
 
 
 def save(path, array=None, affine=RAS, **header):
@@ -72,11 +72,11 @@ def test_right_to_left_file_is_mirrored(tmp_path):
 
 def test_slope_and_intercept_are_honoured(tmp_path):
   image = nibabel.Nifti1Image(np.arange(120, dtype=np.int16).reshape(SHAPE), RAS)
-  image.header.set_slope_inter(2, -100)
+  image.header.set_slope_inter(10, -1000)
   image.to_filename(tmp_path / 'a.nii.gz')
   stored = nibabel.load(tmp_path / 'a.nii.gz').dataobj.get_unscaled()
   scan = read(tmp_path / 'a.nii.gz')
-  np.testing.assert_array_equal(scan.grid.to_native(scan.hu), stored * 2.0 - 100)
+  np.testing.assert_array_equal(scan.grid.to_native(scan.hu), stored * 10.0 - 1000)
 
 
 def test_padding_is_clipped(tmp_path):
@@ -118,13 +118,19 @@ def test_values_that_are_not_finite(tmp_path, value):
   refused(base.NonFiniteError, lambda: read(path), 'NaN or infinity')
 
 
-def test_sheared_axes(tmp_path):
+@pytest.mark.parametrize(
+  ('row', 'column', 'by'),
+  [(1, 1, 2.5), (0, 0, 9.0)],
+  ids=['two axes at once', 'past 45 degrees'],
+)
+def test_axes_sheared_otherwise_than_by_a_tilted_gantry(tmp_path, row, column, by):
   affine = RAS.copy()
-  affine[1, 1] = 0.2
-  image = nibabel.Nifti1Image(values(), affine)
-  image.to_filename(tmp_path / 'a.nii')
+  affine[row, column] += by
+  if column:
+    affine[0, 1], affine[1, 2] = 0.7, 0.5
+  nibabel.Nifti1Image(values(), affine).to_filename(tmp_path / 'a.nii')
   refused(
-    base.GeometryError, lambda: read(tmp_path / 'a.nii'), 'sheared by 5.7', 'resample'
+    base.GeometryError, lambda: read(tmp_path / 'a.nii'), 'axes sheared by', 'resample'
   )
 
 
@@ -152,6 +158,28 @@ def test_colours_metres_and_flat_images(tmp_path):
   refused(base.GeometryError, lambda: read(path), 'meter', 'mm')
   path = save(tmp_path / 'c.nii', values((4, 5, 1)))
   refused(base.GeometryError, lambda: read(path), '4 x 5 x 1')
+
+
+@pytest.mark.parametrize('size_mm', [0.0, 1e-9, 1e9, np.nan])
+def test_voxel_sizes_of_nothing_real(tmp_path, size_mm):
+  affine = RAS.copy()
+  affine[2, 1] = size_mm
+  image = nibabel.Nifti1Image(values(), RAS)
+  image.header['sform_code'] = 1
+  image.to_filename(tmp_path / 'a.nii')
+  data = bytearray((tmp_path / 'a.nii').read_bytes())
+  data[280:328] = affine[:3].astype('<f4').tobytes()  # srow_x, srow_y, srow_z
+  (tmp_path / 'a.nii').write_bytes(data)
+  refused(base.GeometryError, lambda: read(tmp_path / 'a.nii'), 'no usable voxel size')
+
+
+@pytest.mark.parametrize('highest', [1.0, 255.0, 1e5])
+def test_values_that_are_no_hu(tmp_path, highest):
+  array = np.linspace(0, highest, 120, dtype=np.float32).reshape(SHAPE)
+  words = {1.0: 'windowed', 255.0: 'windowed', 1e5: 'negative numbers'}[highest]
+  path = save(tmp_path / 'a.nii', array)
+  refused(base.SignalError, lambda: read(path), words, 'domain')
+  assert nifti.read_scan(path, scan_id='s1', domain='mr').hu.max() == highest
 
 
 # Masks
@@ -237,11 +265,11 @@ def test_real_lung_mask_lies_on_its_scan():
   paths = sorted((folder / 'ct').glob('*.dcm'))  # numbered from the feet
   headers = [pydicom.dcmread(p, stop_before_pixels=True) for p in paths]
   planes = [dicom_geometry.plane(header) for header in headers]
-  order, grid = dicom_geometry.stack(planes, scan_id='s1')
+  order, grid, _ = dicom_geometry.stack(planes, scan_id='s1')
   assert list(order) == list(range(107))
   mask = nifti.read_mask(folder / 'lungs.nii.gz', grid, scan_id='s1')[:, :, 50]
-  with paths[50].open('rb') as stream:
-    hu = dicom_pixels.read_hu(stream).T
+  middle = pydicom.dcmread(paths[50])
+  hu = middle.pixel_array.T * float(middle.RescaleSlope) + middle.RescaleIntercept
   assert np.median(hu[mask > 0]) < -700
   left, right = (np.nonzero(mask == label)[0].mean() for label in (1, 2))
   assert left > right  # x grows to the left

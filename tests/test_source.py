@@ -16,7 +16,8 @@ def dicom_folder(path, **tags):
 
 def nifti_file(path):
   path.parent.mkdir(parents=True, exist_ok=True)
-  nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)).to_filename(path)
+  hu = np.linspace(-1000, 100, 120, dtype=np.float32).reshape(4, 5, 6)
+  nibabel.Nifti1Image(hu, np.eye(4)).to_filename(path)
   return path
 
 
@@ -124,6 +125,16 @@ def test_identity_is_kept_from_errors_about_folders_without_ct(tmp_path):
   assert 'jane' not in str(caught.value)
 
 
+def test_files_named_after_the_patient_are_not_named_in_errors(tmp_path):
+  folder = dicom_folder(tmp_path / 'jane')
+  damaged = series.to_bytes(series.slices(shape=(6, 7, 6))[5])[:-40]
+  (folder / 'Doe-0005.dcm').write_bytes(damaged)
+  (row,) = source.resolve(folder)
+  with pytest.raises(base.DamagedFileError, match='<name hidden>') as caught:
+    source.read_scan(row)
+  assert 'doe' not in str(caught.value).casefold()
+
+
 def test_nothing_to_read(tmp_path):
   with pytest.raises(base.NoCtError, match='empty'):
     source.resolve(tmp_path)
@@ -134,6 +145,20 @@ def test_nothing_to_read(tmp_path):
     source.resolve(tmp_path / 'notes.txt')
   with pytest.raises(base.InputError, match='no such file'):
     source.resolve(tmp_path / 'absent')
+
+
+@pytest.mark.parametrize('domain', ['', 'equalised'])
+def test_only_a_named_domain_may_hold_other_than_hu(tmp_path, domain):
+  picture = np.arange(120, dtype=np.uint8).reshape(4, 5, 6) * 2
+  nibabel.Nifti1Image(picture, np.eye(4)).to_filename(tmp_path / 'a.nii.gz')
+  text = f'patient_id,scan_id,image,domain\np,a,a.nii.gz,{domain}\n'
+  (tmp_path / 'cohort.csv').write_text(text)
+  (row,) = source.resolve(tmp_path / 'cohort.csv')
+  if domain:
+    assert source.read_scan(row).hu.max() == 238
+    return
+  with pytest.raises(base.SignalError, match=r'^a: values from 0 to 238.*windowed'):
+    source.read_scan(row)
 
 
 def test_a_broken_scan_is_told_when_it_is_read(tmp_path):

@@ -1,98 +1,141 @@
-"""A DICOM CT series -> `Scan`."""
+"""A DICOM CT series, single-frame or enhanced multi-frame -> `Scan`."""
 
 import contextlib
-import dataclasses
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage
 
 from covid3way import base
 from covid3way.base import ScanWarning, WarningKind
-from covid3way.scans import dicom_geometry, dicom_pixels, reading
+from covid3way.scans import dicom_series, reading, straighten
 from covid3way.scans.dicom_files import (
   MULTI_FRAME,
   CtFile,
+  File,
   ct_files,
   damaged,
   open_files,
   quiet,
-  read_header,
 )
+from covid3way.scans.dicom_pixels import Pixels, transfer_syntax
+from covid3way.scans.identity import first_identity, series_hash
 
-_SAME_LENGTH = 0.9  # reconstructions of one acquisition differ by a few slices
-_BLOCK_SLICES = 16  # turned together: 16 float32 fill a line of the cache
 _GIVE_CT = 'give the folder, or .zip, that holds the slices of one CT series'
+# PS3.3, C.11.1.1.2: defined terms of RescaleType that are not, or not always, HU.
+_OTHER_UNITS = {'OD', 'MGML', 'Z_EFF', 'ED', 'EDW', 'PCT'}
+_HIDDEN = '<name hidden>'
 
 
-def read_series(path: Path, *, scan_id: str) -> base.Scan:
+def read_series(path: Path, *, scan_id: str, domain: str = '') -> base.Scan:
   """Read the one CT series of a folder (recursively), a .zip, or a file.
 
-  Geometry comes from position, orientation and pixel spacing alone; of several series
-  the longest axial one with the finest increment is taken. Native order is (columns,
-  rows, slices), slices ascending along their normal: to the head when axial and supine.
+  Geometry comes from position, orientation and pixel spacing alone; of several series,
+  reconstructions or phases the longest axial one with the finest increment is taken.
+  Native order is (columns, rows, slices), slices ascending along their normal: to the
+  head when axial and supine. Tilted and uneven slices are interpolated onto an even
+  grid with right angles, see `base.Grid.acquired`.
+
+  Args:
+    path: of the series.
+    scan_id: names the scan.
+    domain: of the signal, as in a manifest; '' is HU, and checked to be.
 
   Raises:
     NoCtError: nothing there, or no CT.
-    InputError: multi-frame CT only.
+    InputError: multi-frame CT only, whose frames have no place.
     MixedPatientsError: CT of several patients.
     DuplicateSliceError, MissingSliceError, GeometryError: the series makes no grid.
+    SignalError: its values are no HU.
     DamagedFileError: a file that is cut short, or does not decode.
   """
-  with quiet(), open_files(path, scan_id=scan_id) as files:
-    images, others = ct_files(files, scan_id=scan_id)
-    _check_any(images, others, len(files), scan_id)
-    _check_one_patient(images, scan_id)
-    series, choice = _choose_series(images)
-    series, copies = _drop_copies(series)
-    planes = [_plane(image, scan_id) for image in series]
-    order, grid = dicom_geometry.stack(planes, scan_id=scan_id)
-    series = [series[i] for i in order]
+  with _open_series(path, scan_id) as series:
+    _check_unit(series.images, domain, scan_id)
+    intake = reading.Intake(scan_id)
+    native = reading.room(series.grid, scan_id)
+    pixels = Pixels(scan_id)
+    straighten.place_slices(
+      (_taken(hu.T, intake) for hu in pixels.read(series.images)),
+      series.grid,
+      native,
+      fill=base.AIR_HU,
+    )
     return reading.assemble(
-      _read_hu(series, grid, scan_id),
-      grid,
-      scan_id=scan_id,
-      windows=_windows(image.header for image in series),
-      provenance=_provenance(series),
-      warnings=[*_ignored(others), *choice, *copies],
+      native,
+      series.grid,
+      intake,
+      domain=domain,
+      windows=_windows(image.header for image in series.images),
+      provenance=_provenance(series.images),
+      warnings=[*series.warnings, *pixels.warnings()],
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-  """What identifies a patient, to keep it out of names. Never shown, never written."""
+def source_slices(path: Path, *, scan_id: str) -> list[tuple[Dataset, int]]:
+  """The slices that `read_series` reads, in the order of its stored third axis.
 
-  words: tuple[str, ...] = dataclasses.field(repr=False)
-  series_hash: str
+  Returns:
+    For each: the whole header of its file, without the pixels, identifying as it is;
+    and which frame of the file it is, from 0.
 
-
-def first_identity(path: Path) -> Identity | None:
-  """Whose scan this is, by its first CT image; without one, by any DICOM object."""
-  damage = base.DamagedFileError, base.InputError  # told when the scan is read
-  found = None
-  with contextlib.suppress(*damage), quiet(), open_files(path, scan_id='') as files:
-    for file in files:
-      with contextlib.suppress(*damage):
-        header = read_header(file, scan_id='')
-        if header is None or not header.get('SeriesInstanceUID'):
-          continue
-        if header.get('SOPClassUID') == CTImageStorage:
-          return _identity(header)
-        found = found or _identity(header)
-  return found
+  Raises:
+    Covid3wayError: as `read_series`.
+  """
+  with _open_series(path, scan_id) as series:
+    files = {image.file: None for image in series.images}
+    headers = {file: _whole_header(file, scan_id) for file in files}
+    return [(headers[image.file], image.frame) for image in series.images]
 
 
-def _identity(header: Dataset) -> Identity:
-  """Nothing identifies where the header says so: its ID is then a pseudonym."""
-  removed = header.get('PatientIdentityRemoved') == 'YES'
-  tags = () if removed else ('PatientName', 'PatientID', 'PatientBirthDate')
-  words = tuple(str(header.get(tag) or '') for tag in tags)
-  return Identity(words, _series_hash(header))
+class _Series(NamedTuple):
+  """The images that were chosen, in order, and the grid through them."""
+
+  images: list[CtFile]
+  grid: base.Grid
+  warnings: list[ScanWarning]
+
+
+@contextlib.contextmanager
+def _open_series(path: Path, scan_id: str) -> Iterator[_Series]:
+  with (
+    quiet(),
+    open_files(path, scan_id=scan_id) as files,
+    _names_hidden(path, files),
+  ):
+    images, others = ct_files(files, scan_id=scan_id)
+    _check_any(images, others, len(files), scan_id)
+    _check_one_patient(images, scan_id)
+    images, grid, warnings = dicom_series.choose(images, scan_id)
+    yield _Series(images, grid, [*_ignored(others), *warnings])
+
+
+@contextlib.contextmanager
+def _names_hidden(path: Path, files: Sequence[File]) -> Iterator[None]:
+  """Keeps a patient's name out of errors, where a file is named after the patient."""
+  try:
+    yield
+  except base.Covid3wayError as error:
+    named = [f.name for f in files if f.name in error.found]
+    identity = first_identity(path) if named else None
+    found = error.found
+    for name in sorted(named, key=len, reverse=True):
+      if identity and identity.is_in(name):
+        found = found.replace(name, _HIDDEN)
+    if found == error.found:
+      raise
+    raise type(error)(error.subject, found, error.remedy) from None
+
+
+def _whole_header(file: File, scan_id: str) -> Dataset:
+  try:
+    with file.open() as stream:
+      return pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+  except Exception:  # whatever pydicom and zlib raise on damaged bytes
+    raise damaged(scan_id, file.name, 'is cut short or damaged in its header') from None
 
 
 def _check_any(
@@ -105,7 +148,8 @@ def _check_any(
   if others[MULTI_FRAME]:
     raise base.InputError(
       scan_id,
-      f'{others[MULTI_FRAME]} multi-frame (enhanced) CT object(s), not supported yet',
+      f'{others[MULTI_FRAME]} multi-frame CT object(s) that do not say where each of '
+      'their frames lies',
       'convert to single-frame CT, e.g. with dcm4che emf2sf',
     )
   raise base.NoCtError(scan_id, f'no CT image among {_listed(others)}', _GIVE_CT)
@@ -124,75 +168,25 @@ def _check_one_patient(images: Sequence[CtFile], scan_id: str) -> None:
       return
 
 
-def _choose_series(
-  images: Sequence[CtFile],
-) -> tuple[Sequence[CtFile], list[ScanWarning]]:
-  groups = defaultdict(list)
+def _check_unit(images: Sequence[CtFile], domain: str, scan_id: str) -> None:
   for image in images:
-    groups[str(image.header.SeriesInstanceUID)].append(image)
-  if len(groups) == 1:
-    return images, []
-  extents = {uid: _extent(group) for uid, group in groups.items()}
-  axial = any(e.axial for e in extents.values())
-  extents = {uid: e for uid, e in extents.items() if e.axial == axial}
-  longest_mm = max(e.length_mm for e in extents.values())
-  long = [u for u, e in extents.items() if e.length_mm >= _SAME_LENGTH * longest_mm]
-  # The UID comes last, so that a tie never depends on the order of files.
-  best = min(long, key=lambda u: (extents[u].increment_mm, -len(groups[u]), u))
-  message = (
-    f'{len(groups)} CT series found; took the one of {len(groups[best])} slices, '
-    f'{extents[best].increment_mm:.2f} mm apart: axial, long, then finest'
-  )
-  return groups[best], [ScanWarning(WarningKind.SERIES_CHOSEN, message)]
+    colours = str(image.header.get('PhotometricInterpretation') or 'MONOCHROME2')
+    if colours.strip() != 'MONOCHROME2':
+      raise base.SignalError(
+        scan_id,
+        f'slices are {colours.strip()[:16]}: bright is not dense',
+        'export the CT as the scanner stored it, MONOCHROME2',
+      )
+    unit = str(image.header.get('RescaleType') or 'HU').strip().upper()
+    if unit in _OTHER_UNITS and not domain:
+      raise base.SignalError(
+        scan_id, f'values are {unit}, not HU', 'give a CT image in Hounsfield units'
+      )
 
 
-def _extent(images: Sequence[CtFile]) -> dicom_geometry.Extent:
-  planes = [dicom_geometry.plane(image.header) for image in images]
-  if any(p is None for p in planes):
-    return dicom_geometry.Extent(axial=False, length_mm=0.0, increment_mm=np.inf)
-  return dicom_geometry.extent(planes)
-
-
-def _drop_copies(
-  images: Sequence[CtFile],
-) -> tuple[list[CtFile], list[ScanWarning]]:
-  # Some anonymisers give all slices one UID, so a copy has the same position too.
-  unique = {}
-  for k, image in enumerate(images):
-    uid = image.header.get('SOPInstanceUID') or k
-    unique.setdefault((uid, str(image.header.get('ImagePositionPatient'))), image)
-  dropped = len(images) - len(unique)
-  if not dropped:
-    return list(images), []
-  message = f'{dropped} file(s) are exact copies and were dropped'
-  return [*unique.values()], [ScanWarning(WarningKind.DUPLICATE_FILE_DROPPED, message)]
-
-
-def _plane(image: CtFile, scan_id: str) -> dicom_geometry.Plane:
-  plane = dicom_geometry.plane(image.header)
-  if plane is None:
-    raise damaged(
-      scan_id,
-      image.file.name,
-      'has no usable position, orientation, pixel spacing or size',
-    )
-  return plane
-
-
-def _read_hu(series: Sequence[CtFile], grid: base.Grid, scan_id: str) -> np.ndarray:
-  hu = np.empty(grid.native_shape, np.float32)
-  for start in range(0, len(series), _BLOCK_SLICES):
-    block = [_read_slice(i, scan_id) for i in series[start : start + _BLOCK_SLICES]]
-    hu[:, :, start : start + len(block)] = np.stack(block).T
+def _taken(hu: np.ndarray, intake: reading.Intake) -> np.ndarray:
+  intake.take(hu)
   return hu
-
-
-def _read_slice(image: CtFile, scan_id: str) -> np.ndarray:
-  try:
-    with image.file.open() as stream:
-      return dicom_pixels.read_hu(stream)
-  except ValueError as error:
-    raise damaged(scan_id, image.file.name, str(error)) from None
 
 
 def _windows(headers: Iterable[Dataset]) -> list[base.Window]:
@@ -227,13 +221,9 @@ def _provenance(series: Sequence[CtFile]) -> dict[str, Any]:
     'format': 'DICOM',
     **{k: str(v) for k, v in facts.items() if v not in (None, '')},
     'slices': len(series),
-    'transfer_syntax': dicom_pixels.transfer_syntax(header).name,
-    'series_sha256': _series_hash(header),
+    'transfer_syntax': transfer_syntax(header).name,
+    'series_sha256': series_hash(header),
   }
-
-
-def _series_hash(header: Dataset) -> str:
-  return hashlib.sha256(str(header.SeriesInstanceUID).encode()).hexdigest()[:16]
 
 
 def _ignored(others: Counter[str]) -> list[ScanWarning]:

@@ -22,9 +22,13 @@ from pydicom.uid import (
 from covid3way import base
 
 NOT_DICOM = 'not DICOM'
-MULTI_FRAME = 'multi-frame CT'
+MULTI_FRAME = 'multi-frame CT without a place for each frame'
+_LOCALIZER = 'localizer'
 _CT = 'CT'
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+CT_STORAGE = {CTImageStorage, *_ENHANCED}
+_SHARED = 'SharedFunctionalGroupsSequence'
+_PER_FRAME = 'PerFrameFunctionalGroupsSequence'
 # All that is ever looked at.
 _TAGS = [
   'SOPClassUID',
@@ -49,7 +53,31 @@ _TAGS = [
   'ConvolutionKernel',
   'KVP',
   'SliceThickness',
+  'RescaleSlope',
+  'RescaleIntercept',
+  'RescaleType',
+  'PhotometricInterpretation',
+  'BitsStored',
+  'HighBit',
+  'PixelPaddingValue',
+  'PixelPaddingRangeLimit',
+  'AcquisitionNumber',
+  'AcquisitionTime',
+  'TemporalPositionIndex',
+  'FrameType',
+  'FrameAcquisitionNumber',
+  'FrameAcquisitionDateTime',
 ]
+# Those that have one value, if any, and what it is.
+_ONE = {
+  'SOPClassUID': str,
+  'SOPInstanceUID': str,
+  'SeriesInstanceUID': str,
+  'BitsStored': int,
+  'HighBit': int,
+}
+_IN_FRAMES = {pydicom.datadict.tag_for_keyword(tag) for tag in _TAGS}
+NO_SENSE = 'has a header that makes no sense'
 _EXPORT_AGAIN = 'copy or export the series again'
 
 
@@ -63,10 +91,17 @@ class File:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CtFile:
-  """A single-frame CT image and its header, without the pixels."""
+  """One CT image: a file's only one, or a frame of it.
+
+  Attributes:
+    file: where it is.
+    header: of a single-frame image, without pixels; a frame's own, made like one.
+    frame: which of the file's, from 0.
+  """
 
   file: File
   header: Dataset
+  frame: int = 0
 
 
 @contextlib.contextmanager
@@ -118,7 +153,7 @@ def is_hidden(path: Path) -> bool:
 
 
 def ct_files(files: list[File], *, scan_id: str) -> tuple[list[CtFile], Counter[str]]:
-  """The single-frame CT images among `files`, and how many of what else there are.
+  """The CT images among `files`, each frame one, and how many of what else there are.
 
   Raises:
     DamagedFileError: a file that is cut short in its header, or no DICOM but named so.
@@ -128,12 +163,13 @@ def ct_files(files: list[File], *, scan_id: str) -> tuple[list[CtFile], Counter[
     header = read_header(file, scan_id=scan_id)
     try:
       kind = NOT_DICOM if header is None else _kind(header, file.name, scan_id)
-    except (TypeError, ValueError, NotImplementedError):
-      raise damaged(scan_id, file.name, 'has a header that makes no sense') from None
-    if kind == _CT:
-      images.append(CtFile(file, header))
-    else:
-      others[kind] += 1
+      frames = _frames(header) if kind == _CT else []
+      kept = [(k, each) for k, each in enumerate(frames) if not _is_localizer(each)]
+    except (AttributeError, IndexError, TypeError, ValueError, NotImplementedError):
+      raise damaged(scan_id, file.name, NO_SENSE) from None
+    images += [CtFile(file, each, k) for k, each in kept]
+    if not kept:
+      others[_LOCALIZER if frames else kind] += 1
   return images, others
 
 
@@ -150,7 +186,10 @@ def read_header(file: File, *, scan_id: str) -> Dataset | None:
         stream.seek(0)
         # Old files lack the preamble: `force` reads them, as their start is sound.
         header = pydicom.dcmread(
-          stream, stop_before_pixels=True, force=True, specific_tags=_TAGS
+          stream,
+          stop_before_pixels=True,
+          force=True,
+          specific_tags=[*_TAGS, _SHARED, _PER_FRAME],
         )
         header.decode()  # converts every value now, so that odd ones show here
   except PermissionError:
@@ -161,6 +200,8 @@ def read_header(file: File, *, scan_id: str) -> Dataset | None:
     unread = 'cannot be read, or is damaged or encrypted in its .zip'
     found = 'is cut short or damaged in its header' if start else unread
     raise damaged(scan_id, file.name, found) from None
+  if header and not all(_is_one(header, *one) for one in _ONE.items()):
+    raise damaged(scan_id, file.name, NO_SENSE)
   if header is None and file.name.lower().endswith('.dcm'):
     raise damaged(scan_id, file.name, 'is named .dcm but holds no DICOM')
   return header
@@ -168,8 +209,14 @@ def read_header(file: File, *, scan_id: str) -> Dataset | None:
 
 def is_dicom(start: bytes) -> bool:
   """Whether the first 132 bytes are those of a DICOM file, with or without preamble."""
-  identifying_group = start[:2] == b'\x08\0' and start[3:4] == b'\0'
-  return start[128:132] == b'DICM' or identifying_group
+  # The file's own group, or that of what it holds, in the byte order of nearly all.
+  first_group = start[:2] in (b'\x02\0', b'\x08\0') and start[3:4] == b'\0'
+  return start[128:132] == b'DICM' or first_group
+
+
+def _is_one(header: Dataset, tag: str, kind: type) -> bool:
+  value = header.get(tag)
+  return value in (None, '') or isinstance(value, kind)
 
 
 def damaged(scan_id: str, name: str, found: str) -> base.DamagedFileError:
@@ -182,17 +229,43 @@ def _kind(header: Dataset, name: str, scan_id: str) -> str:
   storage = UID(header.get('SOPClassUID') or storage or '')
   if not storage:
     raise damaged(scan_id, name, 'is cut short in its header')
-  if storage in _ENHANCED:
-    return MULTI_FRAME
-  if storage != CTImageStorage:
+  if storage not in CT_STORAGE:
     # A private class has no name; its UID is nobody's business.
     return 'other DICOM' if storage.name == storage else storage.name
   if not header.get('SeriesInstanceUID'):
     raise damaged(scan_id, name, 'is cut short in its header, or belongs to no series')
-  if 'LOCALIZER' in (header.get('ImageType') or ()):
-    return 'localizer'
-  if int(header.get('NumberOfFrames') or 1) > 1:
-    return MULTI_FRAME
+  if storage in _ENHANCED or int(header.get('NumberOfFrames') or 1) > 1:
+    groups, count = header.get(_PER_FRAME) or (), int(header.get('NumberOfFrames') or 1)
+    if len(groups) != count:
+      return MULTI_FRAME
   if (header.get('SamplesPerPixel') or 1) != 1:
     return 'colour picture'
   return _CT
+
+
+def _is_localizer(header: Dataset) -> bool:
+  return 'LOCALIZER' in (header.get('ImageType') or ())
+
+
+def _frames(header: Dataset) -> list[Dataset]:
+  """A header for each frame, as a single-frame image has it.
+
+  PS3.3, C.7.6.16: what the functional groups say of a frame, its own after the shared
+  ones, stands at the top.
+  """
+  if not header.get(_PER_FRAME):
+    return [header]
+  shared = header.get(_SHARED) or [Dataset()]
+  result = []
+  for own in header[_PER_FRAME].value:
+    flat = Dataset()
+    flat.update({e.tag: e for e in header if e.tag in _IN_FRAMES})
+    for group in (shared[0], own):
+      for macro in group:
+        if macro.VR == 'SQ' and macro.value:
+          flat.update({e.tag: e for e in macro.value[0] if e.tag in _IN_FRAMES})
+    flat.ImageType = flat.get('FrameType') or flat.get('ImageType')
+    flat.file_meta = header.file_meta
+    flat.set_original_encoding(*header.original_encoding)
+    result.append(flat)
+  return result

@@ -11,10 +11,19 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from covid3way import base
+from covid3way.base import ScanWarning, WarningKind
+from covid3way.scans import straighten
 
 MIN_SLICES = 3
 SAME_POSITION_MM = 0.01
-MISSING_GAP = 1.5  # times the median increment
+# Gaps are uneven spacing where several alike follow each other, or where every third
+# or so is wide. One or two that are half as wide again as their neighbours, here and
+# there, are missing slices: nothing is made up for them.
+MISSING_GAP, MISSING_RUN, MISSING_SHARE = 1.5, 2, 0.25
+MOST_SLICES = 8  # times the slices there are, on an evened grid
+MAX_TILT_DEGREES = 45.0
+MAX_GROWTH = 32  # of a grid through crooked slices, over the voxels stored
+VOXEL_MM = 1e-3, 1e3  # at least and at most
 # Vendors round positions to 0.1 mm; a shift by a twentieth of a slice is harmless.
 JITTER_MM, JITTER_SHARE = 0.1, 0.05
 # Rounded direction cosines drift by up to 2 mm per metre (0.1 degrees).
@@ -50,6 +59,20 @@ class Extent(NamedTuple):
   increment_mm: float
 
 
+class Stack(NamedTuple):
+  """Slices in order.
+
+  Attributes:
+    order: (slices,) int, indices into the planes, ascending along their normal.
+    grid: native order (columns, rows, slices).
+    warnings: what was corrected.
+  """
+
+  order: np.ndarray
+  grid: base.Grid
+  warnings: tuple[ScanWarning, ...]
+
+
 def plane(header: Dataset) -> Plane | None:
   """The plane of a slice, or None when a tag is absent or makes no sense."""
   try:
@@ -65,7 +88,8 @@ def plane(header: Dataset) -> Plane | None:
     and spacing.shape == (2,)
     and np.isfinite(position).all()
     and np.isfinite(spacing).all()
-    and (spacing > 0).all()
+    and (spacing >= VOXEL_MM[0]).all()
+    and (spacing <= VOXEL_MM[1]).all()
     and np.allclose(lengths, 1, atol=0.01)
     and abs(directions[0] @ directions[1]) < 0.01
     and min(shape) > 0
@@ -87,16 +111,15 @@ def extent(planes: Sequence[Plane]) -> Extent:
   )
 
 
-def stack(planes: Sequence[Plane], *, scan_id: str) -> tuple[np.ndarray, base.Grid]:
-  """Sort the planes of one series along their normal and check that they make a grid.
+def stack(planes: Sequence[Plane], *, scan_id: str) -> Stack:
+  """Sort the planes of one series along their normal and lay an even grid through them.
 
-  Returns:
-    (slices,) int indices into `planes`, ascending along the normal; and the grid, with
-    native order (columns, rows, slices).
+  Slices that shift sideways (a tilted gantry) and uneven spacing give a grid along the
+  slices' own axes and normal, whose `acquired` says where each slice lies on it.
 
   Raises:
     DuplicateSliceError, MissingSliceError: as they say.
-    GeometryError: too few slices, slices unlike each other, uneven or sheared.
+    GeometryError: too few slices, slices unlike each other, or crooked.
   """
   if len(planes) < MIN_SLICES:
     raise base.GeometryError(
@@ -109,26 +132,79 @@ def stack(planes: Sequence[Plane], *, scan_id: str) -> tuple[np.ndarray, base.Gr
   positions = np.array([p.position_mm for p in planes])
   order = np.argsort(positions @ normal, kind='stable')
   positions = positions[order]
-  _check_gaps(positions @ normal, scan_id)
-  _check_drift(positions, normal, scan_id)
+  along_mm = positions @ normal
+  _check_duplicates(along_mm, scan_id)
+  _check_missing(along_mm, scan_id)
+  increment_mm, evened = _increment(along_mm)
+  tilt_degrees = _tilt_degrees(positions, normal, scan_id)
 
+  rows, columns = first.shape
   affine = np.eye(4)
   affine[:3, :2] = (first.directions * first.spacing_mm[::-1, None]).T
   affine[:3, 2] = (positions[-1] - positions[0]) / (len(planes) - 1)
   affine[:3, 3] = positions[0]
-  rows, columns = first.shape
-  return order, base.Grid((columns, rows, len(planes)), affine)
+  shape = (columns, rows, len(planes))
+  if not evened and not tilt_degrees:
+    return Stack(order, base.Grid(shape, affine), ())
+  along = np.arange(len(planes))
+  if evened:
+    along = (along_mm - along_mm[0]) / increment_mm
+    along[-1] = np.round(along[-1])
+  grid = straighten.lay(
+    shape,
+    affine[:3, :2],
+    positions,
+    along,
+    increment_mm,
+    affine=None if evened else affine,
+    still_mm=_drift_allowed_mm(along_mm),
+  )
+  check_growth(grid, scan_id=scan_id)
+  warnings = tilted(tilt_degrees) + _evened(evened, along_mm, grid)
+  return Stack(order, grid, warnings)
+
+
+class Tangle(NamedTuple):
+  """What is odd about the places of slices of one orientation."""
+
+  doubled: bool
+  uneven: bool
+
+
+def tangle(planes: Sequence[Plane]) -> Tangle:
+  """Whether slices lie over each other, or unevenly."""
+  along_mm = np.sort([p.position_mm @ planes[0].normal for p in planes])
+  if along_mm.size < 2:
+    return Tangle(doubled=False, uneven=False)
+  doubled = np.diff(along_mm).min() <= SAME_POSITION_MM
+  return Tangle(bool(doubled), bool(_jitters(along_mm)))
+
+
+def places(planes: Sequence[Plane]) -> tuple[np.ndarray, np.ndarray]:
+  """(slices,) int, their order along the normal; and for each which place it is at."""
+  along_mm = np.array([p.position_mm @ planes[0].normal for p in planes])
+  order = np.argsort(along_mm, kind='stable')
+  result = np.empty(len(planes), int)
+  steps = np.diff(along_mm[order], prepend=-np.inf) > SAME_POSITION_MM
+  result[order] = np.cumsum(steps)
+  return order, result
+
+
+def alike(a: Plane, b: Plane) -> bool:
+  """Whether two planes could be slices of one series."""
+  return all(same(a, b) for same in _ALIKE.values())
+
+
+_ALIKE = {
+  'size (Rows, Columns)': lambda a, b: a.shape == b.shape,
+  'orientation': lambda a, b: np.allclose(a.directions, b.directions, atol=1e-3),
+  'pixel spacing': lambda a, b: np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3),
+}
 
 
 def _check_alike(planes: Sequence[Plane], scan_id: str) -> None:
-  first = planes[0]
-  differing = {
-    'size (Rows, Columns)': lambda p: p.shape == first.shape,
-    'orientation': lambda p: np.allclose(p.directions, first.directions, atol=1e-3),
-    'pixel spacing': lambda p: np.allclose(p.spacing_mm, first.spacing_mm, rtol=1e-3),
-  }
-  for what, alike in differing.items():
-    count = sum(not alike(p) for p in planes)
+  for what, same in _ALIKE.items():
+    count = sum(not same(p, planes[0]) for p in planes)
     if count:
       raise base.GeometryError(
         scan_id,
@@ -137,44 +213,140 @@ def _check_alike(planes: Sequence[Plane], scan_id: str) -> None:
       )
 
 
-def _check_gaps(along_mm: np.ndarray, scan_id: str) -> None:
-  gaps = np.diff(along_mm)
-  same = np.flatnonzero(gaps <= SAME_POSITION_MM)
+def _check_duplicates(along_mm: np.ndarray, scan_id: str) -> None:
+  same = np.flatnonzero(np.diff(along_mm) <= SAME_POSITION_MM)
   if same.size:
     raise base.DuplicateSliceError(
       scan_id,
       f'two different slices at {along_mm[same[0]]:.2f} mm, {same.size} such pair(s)',
       'keep one reconstruction, or one phase, of this series',
     )
-  usual = float(np.median(gaps))
-  wide = np.flatnonzero(gaps >= MISSING_GAP * usual)
-  if wide.size:
-    k = wide[0]
+
+
+def _check_missing(along_mm: np.ndarray, scan_id: str) -> None:
+  gaps = np.diff(along_mm)
+  runs = _runs(gaps)
+  width = [float(np.median(gaps[run])) for run in runs]
+  beside = [width[max(0, r - 1) : r] + width[r + 1 : r + 2] for r in range(len(runs))]
+  wide = [
+    run
+    for run, w, others in zip(runs, width, beside, strict=True)
+    if run.size <= MISSING_RUN and others and w >= MISSING_GAP * max(others)
+  ]
+  count = sum(run.size for run in wide)
+  if wide and count <= max(MISSING_RUN, MISSING_SHARE * gaps.size):
+    k = wide[0][0]
     raise base.MissingSliceError(
       scan_id,
       f'a gap of {gaps[k]:.2f} mm at {along_mm[k]:.2f} mm where slices are '
-      f'{usual:.2f} mm apart, {wide.size} such gap(s)',
+      f'{np.median(gaps):.2f} mm apart, {count} such gap(s)',
       'add the missing files, or export the series again',
     )
+
+
+def _runs(gaps: np.ndarray) -> list[np.ndarray]:
+  """Indices of neighbouring gaps that are alike."""
+  ratio = gaps[1:] / gaps[:-1]
+  jumps = np.flatnonzero((ratio >= MISSING_GAP) | (ratio <= 1 / MISSING_GAP)) + 1
+  return np.split(np.arange(gaps.size), jumps)
+
+
+def _jitters(along_mm: np.ndarray) -> bool:
   even = np.linspace(along_mm[0], along_mm[-1], along_mm.size)
-  jitter = float(np.abs(along_mm - even).max())
-  if jitter > max(JITTER_MM, JITTER_SHARE * usual):
-    raise base.GeometryError(
-      scan_id,
-      f'slices between {gaps.min():.2f} and {gaps.max():.2f} mm apart',
-      'give an evenly spaced reconstruction',
-    )
+  usual = float(np.median(np.diff(along_mm)))
+  return np.abs(along_mm - even).max() > max(JITTER_MM, JITTER_SHARE * usual)
 
 
-def _check_drift(positions_mm: np.ndarray, normal: np.ndarray, scan_id: str) -> None:
+def _increment(along_mm: np.ndarray) -> tuple[float, bool]:
+  """The increment of the grid, and whether slices must be interpolated onto it.
+
+  Uneven slices get that of their finest zone (three alike gaps at least), else the
+  median gap; slightly changed, so that the grid ends where they end.
+  """
+  gaps, length = np.diff(along_mm), along_mm[-1] - along_mm[0]
+  if not _jitters(along_mm):
+    return float(length / gaps.size), False
+  zones = [np.median(gaps[run]) for run in _runs(gaps) if run.size > MISSING_RUN]
+  wanted = min(zones, default=np.median(gaps))
+  wanted = max(wanted, length / (MOST_SLICES * along_mm.size))
+  return float(length / np.round(length / wanted)), True
+
+
+def _drift_allowed_mm(along_mm: np.ndarray) -> float:
+  return DRIFT_MM + DRIFT_SHARE * (along_mm[-1] - along_mm[0])
+
+
+def _tilt_degrees(positions_mm: np.ndarray, normal: np.ndarray, scan_id: str) -> float:
+  """By how much slices shift sideways as they go up; 0 for rounding alone."""
   shifts = positions_mm - positions_mm[0]
   along = shifts @ normal
-  drift = float(np.linalg.norm(shifts - np.outer(along, normal), axis=1).max())
-  if drift > DRIFT_MM + DRIFT_SHARE * along[-1]:
-    degrees = np.degrees(np.arctan2(drift, along[-1]))
+  sideways = shifts - np.outer(along, normal)
+  allowed_mm = _drift_allowed_mm(along)
+  drift = float(np.linalg.norm(sideways, axis=1).max())
+  if drift <= allowed_mm:
+    return 0.0
+  slope = along @ sideways / (along @ along)
+  crooked = np.linalg.norm(sideways - np.outer(along, slope), axis=1).max()
+  if crooked > allowed_mm:
     raise base.GeometryError(
       scan_id,
-      f'slices shift sideways by {drift:.1f} mm, as with a gantry tilted by '
-      f'{degrees:.1f} degrees',
-      'resample it to upright slices first (a tilt correction, as in dcm2niix)',
+      f'slices shift sideways by up to {drift:.1f} mm, {crooked:.1f} mm off a line',
+      'export the series again; a table that moved sideways cannot be put right',
     )
+  degrees = float(np.degrees(np.arctan(np.linalg.norm(slope))))
+  if degrees > MAX_TILT_DEGREES:
+    raise base.GeometryError(
+      scan_id,
+      f'slices shift sideways as with a gantry tilted by {degrees:.1f} degrees',
+      f'check their positions; up to {MAX_TILT_DEGREES:.0f} degrees are corrected',
+    )
+  return degrees
+
+
+def check_growth(grid: base.Grid, *, scan_id: str) -> None:
+  """Nothing, for a grid that holds its slices without much around them.
+
+  Raises:
+    GeometryError: it would be mostly empty; positions or spacing must be wrong.
+  """
+  stored = grid.acquired.shape if grid.acquired else grid.native_shape
+  if np.prod(grid.native_shape, dtype=float) > MAX_GROWTH * np.prod(
+    stored, dtype=float
+  ):
+    raise base.GeometryError(
+      scan_id,
+      f'slices so far apart that an even grid of them has {grid.native_shape} voxels',
+      'check positions and voxel sizes, or convert the scan again',
+    )
+
+
+def tilted(degrees: float) -> tuple[ScanWarning, ...]:
+  """What to tell of slices that were shifted upright, by 0 degrees: nothing."""
+  if not degrees:
+    return ()
+  message = (
+    f'slices shift sideways as with a gantry tilted by {degrees:.1f} degrees; '
+    'interpolated onto a grid with right angles'
+  )
+  return (ScanWarning(WarningKind.TILT_CORRECTED, message),)
+
+
+def _evened(
+  evened: bool, along_mm: np.ndarray, grid: base.Grid
+) -> tuple[ScanWarning, ...]:
+  if not evened:
+    return ()
+  gaps, count = np.diff(along_mm), grid.native_shape[2]
+  increment_mm = (along_mm[-1] - along_mm[0]) / (count - 1)
+  spacing = (
+    f'slices between {gaps.min():.2f} and {gaps.max():.2f} mm apart; interpolated '
+    f'onto {count} slices {increment_mm:.2f} mm apart'
+  )
+  stored = (
+    f'NIfTI outputs lie on the evened grid of {count} slices, not on the '
+    f'{along_mm.size} slices as stored'
+  )
+  return (
+    ScanWarning(WarningKind.SPACING_EVENED, spacing),
+    ScanWarning(WarningKind.GRID_NOT_STORED, stored),
+  )

@@ -20,6 +20,7 @@ COLUMNS = (
   'image',
   'infection_mask',
   'lung_mask',
+  'lobe_mask',
   'susceptible_mask',
   'window_level_hu',
   'window_width_hu',
@@ -42,6 +43,7 @@ class ManifestRow:
     day: of the scan, on any scale common to its patient.
     infection_mask: NIfTI file on the scan's grid.
     lung_mask: NIfTI file on the scan's grid.
+    lobe_mask: NIfTI file on the scan's grid, labelled as `lobes.CONVENTIONS` say.
     susceptible_mask: NIfTI file on the scan's grid: lung but no airway or vessel.
     window: the scan's lung window, when known.
     stage: clinical stage, free.
@@ -56,6 +58,7 @@ class ManifestRow:
   day: float | None = None
   infection_mask: Path | None = None
   lung_mask: Path | None = None
+  lobe_mask: Path | None = None
   susceptible_mask: Path | None = None
   window: Window | None = None
   stage: str = ''
@@ -171,6 +174,7 @@ def _row(cells: Mapping[str, str], line: _Line) -> ManifestRow:
     day=_number(cells, 'day', line),
     infection_mask=_existing(cells, 'infection_mask', line),
     lung_mask=_existing(cells, 'lung_mask', line),
+    lobe_mask=_existing(cells, 'lobe_mask', line),
     susceptible_mask=_existing(cells, 'susceptible_mask', line),
     window=_window(cells, line),
     stage=cells['stage'],
@@ -232,6 +236,7 @@ def _cells(row: ManifestRow, folder: Path) -> dict[str, str]:
     'image': relative(row.image),
     'infection_mask': relative(row.infection_mask),
     'lung_mask': relative(row.lung_mask),
+    'lobe_mask': relative(row.lobe_mask),
     'susceptible_mask': relative(row.susceptible_mask),
     'window_level_hu': number(row.window and row.window.level_hu),
     'window_width_hu': number(row.window and row.window.width_hu),

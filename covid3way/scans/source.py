@@ -2,13 +2,13 @@
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from covid3way import base, progress
 from covid3way.scans import dicom, nifti
 from covid3way.scans.dicom_files import is_dicom, is_hidden
+from covid3way.scans.identity import first_identity
 from covid3way.scans.manifest import ManifestRow, read_manifest
 
 _ALLOWED = 'give a DICOM folder, .zip, NIfTI file, manifest .csv or folder of scans'
@@ -58,7 +58,7 @@ def read_scan(row: ManifestRow) -> base.Scan:
       'it is there to train on: give its store to the train job',
     )
   read = nifti.read_scan if _is_nifti(row.image) else dicom.read_series
-  return read(row.image, scan_id=row.scan_id)
+  return read(row.image, scan_id=row.scan_id, domain=row.domain)
 
 
 def _children(folder: Path) -> Iterator[Path]:
@@ -106,8 +106,8 @@ def _rows(images: list[Path]) -> tuple[ManifestRow, ...]:
 
 
 def _scan_id(image: Path) -> str:
-  identity = None if _is_nifti(image) else dicom.first_identity(image)
-  if identity and _reveals(_name(image), identity.words):
+  identity = None if _is_nifti(image) else first_identity(image)
+  if identity and identity.is_in(_name(image)):
     scan_id = f'scan-{identity.series_hash[:8]}'
     progress.say(
       f'{scan_id}: so named because its file or folder is named after the patient; '
@@ -124,15 +124,3 @@ def _file_name_id(path: Path) -> str:
 
 def _name(path: Path) -> str:
   return os.path.basename(os.path.abspath(path))  # '.' has a name too
-
-
-def _reveals(name: str, words: tuple[str, ...]) -> bool:
-  """Whether a file name holds a whole value of `words`, or a part of a name in it."""
-  parts = [p for word in words for p in (word, *re.findall(r'[^\W\d_]{3,}', word))]
-  return any(_plain(part) in _plain(name) for part in parts if _plain(part))
-
-
-def _plain(text: str) -> str:
-  """Letters and digits only, without case and accents."""
-  decomposed = unicodedata.normalize('NFKD', text).casefold()
-  return ''.join(c for c in decomposed if c.isalnum())

@@ -12,11 +12,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from covid3way import progress
-from covid3way.base import ConfigError, SerialError
+from covid3way.base import ConfigError, InputError, SerialError
 from covid3way.jobs import fit, laws, series
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
 from covid3way.jobs.series import SerialScan, Series
 from covid3way.scans import source, store
+from covid3way.scans.files import read_json
 from covid3way.scans.manifest import ManifestRow, file_name, write_manifest
 from covid3way.scans.store import StoredScan
 from covid3way.simulator import serial, trajectory
@@ -65,10 +66,11 @@ def renew(workdir: Path, patients: Collection[str], seed: int, folder: Path) -> 
 
   Raises:
     ConfigError: no augment job ran there.
+    DamagedFileError: what it noted is damaged.
   """
   try:
-    chosen = json.loads((workdir / 'augment.json').read_text())
-  except OSError as error:
+    chosen = read_json(workdir / 'augment.json', remedy='remove it and augment again')
+  except InputError as error:
     raise ConfigError(
       'config.training.renew_epochs',
       f'no augment job ran in {workdir}, beside the store',
@@ -146,7 +148,7 @@ def _augment(
   if not path.exists():
     found = f'no fits of this patient in {workdir}'
     raise SerialError(subject, found, 'run the fit job there first')
-  fits = json.loads(path.read_text())
+  fits = fit.read_fits(path)
   if fits['law'] != config.simulator.law:
     found = f'{path.name} was fitted with the law {fits["law"]}'
     raise SerialError(

@@ -18,7 +18,13 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
-from covid3way.scans.files import write_json, write_json_once
+from covid3way.scans.files import (
+  read_json,
+  sealed,
+  sweep,
+  write_json,
+  write_json_once,
+)
 from covid3way.scans.manifest import ManifestRow
 from covid3way.training.preemption import PreemptedError
 
@@ -95,13 +101,17 @@ def peak_bytes(device: jax.Device) -> int:
 def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
   """Notes the settings a job writes under, so that a later run may go on from there.
 
+  What killed runs left half-written in the workdir goes, if it is a day old.
+
   Raises:
     ConfigError: an earlier run wrote there under others.
+    DamagedFileError: what it noted is damaged.
   """
   path = workdir / f'{job}.json'
   settings = json.loads(json.dumps(settings))
-  write_json_once(path, settings)
-  earlier = json.loads(path.read_text())
+  sweep(workdir)
+  write_json_once(path, sealed(settings))
+  earlier = read_json(path, remedy='remove it, and what that run wrote')
   differ = [k for k in settings | earlier if settings.get(k) != earlier.get(k)]
   if differ:
     raise ConfigError(

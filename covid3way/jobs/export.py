@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from covid3way import progress
 from covid3way.base import ConfigError, InputError
 from covid3way.jobs.batch import versions
 from covid3way.jobs.cohort import Cohort, open_cohort
-from covid3way.scans.files import whole
+from covid3way.scans.files import read_json, whole
 from covid3way.scans.store import StoredScan
 from covid3way.segmentation import aggregators, choosing, oblique_map
 from covid3way.segmentation.maps import predict_stacks, probability_map
@@ -159,10 +158,9 @@ def check(aggregation: ConfigDict) -> None:
 
 def noted_settings(workdir: Path) -> dict[str, Any]:
   """Those of the training, as it noted them."""
-  path = workdir / 'train.json'
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    return read_json(workdir / 'train.json', remedy='train again in another --workdir')
+  except InputError as error:
     raise InputError(
       str(workdir), 'no training began here', 'give the --workdir of a train job'
     ) from error

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from covid3way.jobs.laws import fit_settings, load_law, parameters_of
 from covid3way.jobs.preprocess import claim_store, stored
 from covid3way.jobs.series import Series
 from covid3way.scans import source
-from covid3way.scans.files import whole, write_json
+from covid3way.scans.files import read_json, sealed, whole, write_json
 from covid3way.scans.manifest import file_name
 from covid3way.simulator import histogram, parameters, population, serial
 from covid3way.simulator.fit import FitSettings, fit
@@ -61,6 +60,15 @@ def fit_path(workdir: Path, patient_id: str) -> Path:
   return workdir / 'fits' / f'{file_name(patient_id, "patient")}.json'
 
 
+def read_fits(path: Path) -> dict[str, Any]:
+  """A patient's fits.
+
+  Raises:
+    DamagedFileError: they are not as they were written.
+  """
+  return read_json(path, remedy='remove it and run the fit job again')
+
+
 def covers(fits: Mapping[str, Any], pairs: Sequence[Pair]) -> bool:
   """Whether a patient's fits are those of these pairs."""
   return [(p['from_scan'], p['to_scan'], p['transitions']) for p in fits['pairs']] == [
@@ -73,7 +81,7 @@ def _fit_patient(
 ) -> None:
   """Fits the pairs of one patient, unless they are fitted already."""
   path, pairs = fit_path(workdir, known.patient_id), known.pairs()
-  if path.exists() and covers(json.loads(path.read_text()), pairs):
+  if path.exists() and covers(read_fits(path), pairs):
     return
   edges = histogram.bin_edges().tolist()
   fitted, warnings, before = [], [], None
@@ -98,7 +106,7 @@ def _fit_patient(
     'warnings': warnings,
     'versions': versions(),
   }
-  write_json(path, {**about, 'pairs': fitted})
+  write_json(path, sealed({**about, 'pairs': fitted}))
 
 
 def _invented(infected: np.ndarray) -> np.ndarray:
@@ -187,7 +195,7 @@ def forecasts(fits: Mapping[str, Any], law: Law) -> list[dict[str, Any]]:
 def _report(patients: Sequence[Series], law: Law, workdir: Path) -> None:
   """Writes and prints the forecasts of all patients that are fitted."""
   paths = [fit_path(workdir, known.patient_id) for known in patients]
-  fits = [json.loads(path.read_text()) for path in paths if path.exists()]
+  fits = [read_fits(path) for path in paths if path.exists()]
   rows = [row for each in fits for row in forecasts(each, law)]
   kinds = {
     'invented start': [r for r in rows if r['fitted_from'] == 'invented start'],

@@ -2,17 +2,16 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from covid3way.base import InputError
 from covid3way.evaluation import results
 from covid3way.evaluation.results import Row
 from covid3way.scans import nifti, nnunet, store
+from covid3way.scans.files import read_json
 from covid3way.scans.store import StoredScan
 from covid3way.standard import space as spaces
 
@@ -99,7 +98,8 @@ class ResultsFolder:
 
   def fits(self) -> list[Mapping[str, Any]]:
     """Every patient's fits."""
-    return [_json(path) for path in sorted((self.path / 'fits').glob('[!.]*.json'))]
+    paths = sorted((self.path / 'fits').glob('[!.]*.json'))
+    return [read_json(path, remedy='run the fit job again') for path in paths]
 
 
 def read(path: Path) -> ResultsFolder:
@@ -110,7 +110,7 @@ def read(path: Path) -> ResultsFolder:
   """
   return ResultsFolder(
     path,
-    _json(path / 'crossval.json'),
+    read_json(path / 'crossval.json', remedy=_REMEDY),
     nnunet.read_splits(path / 'splits_final.json'),
     results.read_rows(path / 'results.csv', results.RESULTS),
     results.read_rows(path / 'costs.csv', results.COSTS),
@@ -121,12 +121,3 @@ def read(path: Path) -> ResultsFolder:
 def volume(scan: StoredScan, name: str) -> np.ndarray:
   """A volume, read as a whole."""
   return np.asarray(scan.volumes[name].read().result())
-
-
-def _json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except OSError as error:
-    raise InputError(str(path), 'no such file', _REMEDY) from error
-  except ValueError as error:
-    raise InputError(str(path), 'not JSON', _REMEDY) from error

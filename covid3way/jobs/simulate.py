@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from covid3way.jobs import laws, series
 from covid3way.jobs.batch import claim, required
 from covid3way.jobs.preprocess import attributes_of, read_and_cast
 from covid3way.scans import nifti, source, store
-from covid3way.scans.files import whole
+from covid3way.scans.files import read_json, sha256, whole
 from covid3way.scans.manifest import ManifestRow, file_name
 from covid3way.segmentation.quantify import quantify
 from covid3way.simulator import parameters, trajectory
@@ -59,8 +58,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     'settings': {k: v for k, v in config.simulator.to_dict().items() if k != 'law'},
   }
   chosen = {
-    'input': config.input,
-    'infection_mask': str(row.infection_mask),
+    # Not by its path, which may be named after the patient.
+    'infection_mask_sha256': sha256(row.infection_mask),
     'outputs': outputs,
     'shown': shown,
     **{section: config[section].to_dict() for section in ('space', 'window')},
@@ -104,6 +103,9 @@ def _row(config: ConfigDict) -> ManifestRow:
   if not row.infection_mask:
     remedy = 'add --config.infection_mask=MASK.nii.gz, as the predict job writes it'
     raise ConfigError('config.infection_mask', 'not given', remedy)
+  if not row.infection_mask.is_file():
+    found = f'no file {row.infection_mask.name}'
+    raise InputError(row.scan_id, found, 'check the path')
   return row
 
 
@@ -133,9 +135,9 @@ def _fitted(path: str, pair: int, law_name: str) -> dict[str, Any]:
   if not path:
     return {}
   try:
-    fits = json.loads(Path(path).read_text())
+    fits = read_json(Path(path), remedy='run the fit job again')
     found, every = fits['law'], [dict(each['W']) for each in fits['pairs']]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (InputError, KeyError, TypeError, ValueError) as error:
     remedy = 'give fits/<patient>.json, as the fit job writes it'
     raise InputError('config.simulation.fit', f'no fits in {path}', remedy) from error
   if found != law_name:

@@ -1,7 +1,6 @@
 """Who trains, validates and is tested in each training of a cross-validation."""
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from covid3way.evaluation import folds as folding
 from covid3way.evaluation.folds import Fold
 from covid3way.jobs.runs import Run, run_folder, store_folder
 from covid3way.scans import nnunet, store
-from covid3way.scans.files import write_json_once
+from covid3way.scans.files import read_json, write_json_once
 from covid3way.scans.manifest import ManifestRow
 from covid3way.scans.store import StoredScan
 from covid3way.training.split import check_origin, named_split
@@ -64,7 +63,8 @@ class Splits:
     if not path.exists():
       write_json_once(path, self._sides(fold, k, run.ratio, scans))
     tested = {'test': [scan for scan in fold['val'] if scan in scans]}
-    named_split(list(scans.values()), json.loads(path.read_text()) | tested)
+    sides = read_json(path, remedy='remove it and run the same command again')
+    named_split(list(scans.values()), sides | tested)
 
   def _sides(
     self, fold: Fold, k: int, ratio: float, scans: Mapping[str, StoredScan]

@@ -82,7 +82,7 @@ def write(folder: Path, scan: StoredScan, found: Prediction) -> None:
   store.write_group(
     store.group_path(folder, scan.scan_id),
     volumes | {'infection': found.standard},
-    {'scan_id': scan.scan_id},
+    {'scan_id': scan.scan_id, 'spacing_mm': scan.attributes.get('spacing_mm')},
   )
 
 

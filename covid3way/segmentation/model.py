@@ -2,13 +2,12 @@
 
 `model.json` holds the method, its networks' form, their standard space and what they
 look at, the target, the aggregator, the settings and figures of the training, the
-windows of its scans, versions, and the sha256 of each weight file; `<part>.msgpack`
-holds a network's weights (flax serialisation).
+windows of its scans, versions, the sha256 of each weight file and its own checksum;
+`<part>.msgpack` holds a network's weights (flax serialisation).
 """
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import serialization
 
-from covid3way.base import ModelError
+from covid3way.base import DamagedFileError, InputError, ModelError
 from covid3way.networks.registry import METHODS, Method, make_network
-from covid3way.scans.files import whole, write_json
+from covid3way.scans.files import read_json, sealed, whole, write_json
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.aggregators import Aggregator
 from covid3way.standard.space import StandardSpace
@@ -28,6 +27,7 @@ from covid3way.training import views
 from covid3way.training.planes import PlaneGrid
 
 FORMAT = 'covid3way-model-3'
+_NO_MODEL = (InputError, OSError, ValueError, KeyError, TypeError, AttributeError)
 _REMEDY = 'give --config.model a folder that train, export or quickstart wrote'
 
 
@@ -174,7 +174,7 @@ def write_model(folder: Path, model: Model, provenance: Mapping[str, Any]) -> No
     aside.mkdir()
     for view, each in weights.items():
       _weights(aside, view).write_bytes(each)
-    write_json(aside / 'model.json', content)
+    write_json(aside / 'model.json', sealed(content))
 
 
 def read_model(folder: Path) -> Model:
@@ -184,8 +184,8 @@ def read_model(folder: Path) -> Model:
     ModelError: it is absent, foreign, incomplete or damaged.
   """
   try:
-    text = (folder / 'model.json').read_bytes()
-    content = json.loads(text)
+    content = read_json(folder / 'model.json', remedy=_REMEDY)
+    sha256 = hashlib.sha256((folder / 'model.json').read_bytes()).hexdigest()
     if content['format'] != FORMAT:
       raise ModelError(str(folder), f'format {content["format"]!r}', _REMEDY)
     fields = {f.name: content[f.name] for f in dataclasses.fields(ModelSpec)}
@@ -194,13 +194,15 @@ def read_model(folder: Path) -> Model:
     )
     aggregator, saw = aggregators.from_json(content['aggregator']), content['saw']
     variables = {
-      view: _read_weights(folder, view, sha256, spec.template(view))
-      for view, sha256 in content['sha256'].items()
+      view: _read_weights(folder, view, known, spec.template(view))
+      for view, known in content['sha256'].items()
     }
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except DamagedFileError as error:
+    raise ModelError(error.subject, error.found, error.remedy) from error
+  except _NO_MODEL as error:
     found = f'not a model directory, or a damaged one ({type(error).__name__})'
     raise ModelError(str(folder), found, _REMEDY) from error
-  return Model(spec, variables, aggregator, hashlib.sha256(text).hexdigest(), saw)
+  return Model(spec, variables, aggregator, sha256, saw)
 
 
 def _weights(folder: Path, view: str) -> Path:

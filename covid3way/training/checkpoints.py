@@ -1,11 +1,17 @@
 """Checkpoints of a training (orbax): the last, to go on from, and the best.
 
-`step_<n>/` holds the whole state and the figures of every epoch so far. Writing goes on
-beside the training; a checkpoint appears whole or not at all.
+`step_<n>/` holds the whole state and the figures of every epoch so far, with a checksum
+of both, so that a damaged one is told and not gone on from. Writing goes on beside the
+training; a checkpoint appears whole or not at all. Only one training at a time keeps
+checkpoints in a folder.
 """
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import operator
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +22,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from covid3way.base import ModelError
-from covid3way.scans.files import storing
+from covid3way.base import Covid3wayError, ModelError, StorageError
+from covid3way.scans.files import checksum, storing
 from covid3way.training import devices
 
 Figures = list[dict[str, Any]]
+
+_REMEDY = (
+  'remove it and run the training again: it goes on from the checkpoint before it, or '
+  'begins anew'
+)
 
 
 class Keeper:
@@ -28,7 +39,6 @@ class Keeper:
 
   def __init__(self, folder: Path):
     self._folder = folder
-    folder.mkdir(parents=True, exist_ok=True)
     self._clean()  # A killed process may have left something.
     dice = operator.itemgetter('validation_dice')
     best = policies.BestN(get_metric_fn=dice, n=1)
@@ -39,7 +49,7 @@ class Keeper:
       create=False,
       **_alone(),
     )
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+    self._manager = _opened(folder, options)
 
   def keep(self, state: Any, figures: Sequence[Mapping[str, Any]]) -> None:
     """Begins to write a checkpoint; an error of the one before surfaces here.
@@ -52,25 +62,38 @@ class Keeper:
     Raises:
       StorageError: the disk refused a write.
     """
-    step, state = int(state.step), jax.device_get(state)
+    step, state = int(state.step), jax.tree.map(np.asarray, jax.device_get(state))
+    figures = [dict(row) for row in figures]
+    told = {'figures': figures, 'sha256': _sha256(state, figures)}
     own = figures[-1] if figures and figures[-1]['step'] == step else {}
     with storing(self._folder):
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(jax.tree.map(np.asarray, state)),
-          figures=ocp.args.JsonSave(list(figures)),
+          state=ocp.args.StandardSave(state), figures=ocp.args.JsonSave(told)
         ),
         metrics={'validation_dice': _known(own.get('validation_dice'))},
       )
 
   def last(self, state: Any) -> tuple[Any, Figures]:
-    """What was kept last; the given state when there is nothing."""
+    """What was kept last; the given state when there is nothing.
+
+    Raises:
+      ModelError: a checkpoint is damaged.
+    """
     step = self._manager.latest_step()
     if step is None:
       return state, []
     template = jax.tree.map(np.asarray, jax.device_get(state))
-    return _restore(self._manager, self._folder, step, template)
+    restored, figures = _restore(self._manager, self._folder, step, template)
+    # By these the manager tells which is the best one, to be kept.
+    measured = {row['step']: row['validation_dice'] for row in figures}
+    for each in self._manager.all_steps():
+      dice = _known(measured.get(each))
+      with _telling_damage(self._folder / f'step_{each}'):
+        if self._manager.metrics(each) != {'validation_dice': dice}:
+          raise ValueError('another Dice')
+    return restored, figures
 
   def wait(self) -> None:
     """Waits until all is written.
@@ -119,12 +142,22 @@ def keeping(folder: Path) -> Iterator[Keeper | _Silent]:
 
   Args:
     folder: of the training.
+
+  Raises:
+    StorageError: the disk refused a write, or another training writes there.
+    ModelError: what is kept there is damaged.
   """
-  keeper = Keeper(folder) if devices.is_first() else _Silent()
-  try:
-    yield keeper
-  finally:
-    keeper.close()
+  if not devices.is_first():
+    yield _Silent()
+    return
+  with storing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+  with _locked(folder):
+    keeper = Keeper(folder)
+    try:
+      yield keeper
+    finally:
+      keeper.close()
 
 
 def best(folder: Path) -> tuple[Any, Figures]:
@@ -141,7 +174,7 @@ def best(folder: Path) -> tuple[Any, Figures]:
   options = ocp.CheckpointManagerOptions(
     step_prefix='step', read_only=True, create=False, **_alone()
   )
-  with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
+  with _opened(folder, options) as manager:
     steps = manager.all_steps()
     if not steps:
       raise ModelError(str(folder), 'no checkpoint of a training', 'run the train job')
@@ -159,20 +192,82 @@ def _known(dice: float | None) -> float:
   return -1.0 if dice is None else dice
 
 
+def _opened(folder: Path, options: Any) -> Any:
+  """The manager of a folder; it reads something of each checkpoint."""
+  with _telling_damage(folder):
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
 def _restore(manager, folder: Path, step: int, template: Any) -> tuple[Any, Figures]:
-  try:
+  with _telling_damage(folder / f'step_{step}'):
     kept = manager.restore(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(template), figures=ocp.args.JsonRestore()
       ),
     )
-  except (ValueError, KeyError, OSError) as error:
-    path = folder / f'step_{step}'
-    raise ModelError(
-      str(path), f'a damaged checkpoint ({type(error).__name__})', 'remove it'
-    ) from error
-  return kept['state'], kept['figures']
+    state, figures = kept['state'], kept['figures']['figures']
+    if _sha256(state, figures) != kept['figures']['sha256']:
+      raise ValueError('another checksum')
+  return state, figures
+
+
+@contextlib.contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+  try:
+    yield
+  except Covid3wayError:
+    raise
+  except Exception as error:  # Orbax and tensorstore have many.
+    found = f'a damaged checkpoint ({type(error).__name__})'
+    raise ModelError(str(path), found, _REMEDY) from error
+
+
+def _sha256(state: Any, figures: Figures) -> str:
+  """Of every array with its name, type and shape, and of the figures.
+
+  The same whether the state is the training's own or made of dicts and lists, as it is
+  restored without a template.
+  """
+  leaves = {
+    '/'.join(_key(entry) for entry in path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+  whole = hashlib.sha256(checksum(figures).encode())
+  for name, leaf in sorted(leaves.items()):
+    whole.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
+    whole.update(leaf.tobytes())
+  return whole.hexdigest()
+
+
+def _key(entry: Any) -> str:
+  """One step of the way to an array: a key, a field or a number."""
+  kinds = ('key', 'name', 'idx')
+  return next(str(getattr(entry, kind)) for kind in kinds if hasattr(entry, kind))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+  """Keeps other processes out of a folder, until the block or this process ends.
+
+  Raises:
+    StorageError: another process is in it.
+  """
+  lock = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:  # Or this file system has no locks of folders.
+    if error.errno == errno.EWOULDBLOCK:
+      os.close(lock)
+      raise StorageError(
+        str(folder),
+        'another training writes its checkpoints here',
+        'wait until it has ended, or choose another --workdir',
+      ) from None
+  try:
+    yield
+  finally:
+    os.close(lock)
 
 
 def _alone() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from covid3way.base import DamagedFileError, InputError
+from covid3way.base import Covid3wayError, DamagedFileError, InputError
 from covid3way.scans.store import StoredScan
 from covid3way.training import views
 
@@ -211,6 +211,8 @@ def naming(scan: StoredScan) -> Iterator[None]:
   """
   try:
     yield
+  except Covid3wayError:  # It says so itself.
+    raise
   except (OSError, TimeoutError) as error:
     raise InputError(
       scan.scan_id,

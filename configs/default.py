@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
   config.input = ''  # DICOM folder, zip, NIfTI file or manifest CSV; or a store.
   config.infection_mask = ''  # NIfTI file of the input, for simulate.
   config.model = ''  # A model directory, as train and quickstart write it.
-  config.predictions = ''  # Predicted masks, for evaluate.
+  config.predictions = ''  # Predicted masks, for evaluate and quantify.
   config.format = 'slices'  # Of the input, for convert; see configs/convert.py.
   config.infection_labels = ''  # Names of labels of nnU-Net, separated by commas.
   config.spacing = ''  # CSV file of `slices`: patient,x_mm,y_mm,z_mm; '': assumed.
@@ -94,6 +94,9 @@ def get_config() -> ConfigDict:
   config.window = ConfigDict()
   config.window.level_hu = -600.0
   config.window.width_hu = 1200.0
+  # Or 'auto': every window but a manifest's own is estimated from the scan, so that its
+  # parenchyma and soft tissue get the signal that they have in a nominal scan.
+  config.window.choice = 'known'
   # The manifest's `scanner` -> (level, width); the paper's Table I to begin with.
   config.window.scanners = {p.protocol_id: (p.level_hu, p.width_hu) for p in PROTOCOLS}
 
@@ -230,6 +233,11 @@ def get_config() -> ConfigDict:
   config.prediction.threshold = placeholder(float)
   config.prediction.batch_size = 4  # Slice stacks computed at once.
   config.prediction.keep_views = False  # Also write each view's probability map.
+
+  # What predict and quantify write of a scan, besides NIfTI, JSON, picture and page.
+  config.export = ConfigDict()
+  config.export.dicom = False  # Also DICOM SEG and SR, beside the NIfTI files.
+  config.export.identified = False  # They name the patient, as a PACS needs.
 
   # Benchmark: (stage, case) pairs; see configs/benchmark.py.
   config.benchmark = ConfigDict()

@@ -8,14 +8,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from covid3way import progress
-from covid3way.base import Scan, Window
+from covid3way.base import Scan, ScanWarning, Window
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan, cast
 from covid3way.standard.lungs import find_lungs, take_lungs
-from covid3way.standard.window import choose_window
+from covid3way.standard.window import check_choice, choose_window, estimate_window
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
@@ -37,8 +37,10 @@ def claim_store(config: ConfigDict, workdir: Path) -> Path:
   """The folder of all scans that are cast as `config.space` and `window` say.
 
   Raises:
-    ConfigError: an earlier job of this workdir cast them otherwise.
+    ConfigError: an earlier job of this workdir cast them otherwise, or an unknown
+      choice of the window.
   """
+  check_choice(config.window.choice)
   settings = {'space': config.space.to_dict(), 'window': config.window.to_dict()}
   claim(workdir, 'preprocess', settings)
   return workdir / 'store'
@@ -70,15 +72,23 @@ def attributes_of(
 ) -> dict[str, Any]:
   """What a scan's group says of it, as JSON values."""
   known = ('patient_id', 'scan_id', 'day', 'stage', 'scanner', 'site', 'domain')
+  placement = standard.placement
+  # Of the standard space, in the scan's own mm, whatever it was taken to have.
+  stretch = np.divide(scan.grid.spacing_mm, placement.own_spacing_mm)
+  spacing_mm = np.multiply(placement.space.spacing_mm, stretch)
   return {
     **{field: getattr(row, field) for field in known},
     **standard.facts(),
-    'native_shape': list(scan.grid.native_shape),
-    'native_affine_lps': scan.grid.native_affine.tolist(),
+    **scan.grid.to_json(),
+    'spacing_mm': spacing_mm.tolist(),
     'provenance': dict(scan.provenance),
-    # By which the same scan is known again under another name.
-    'voxels_sha256': hashlib.sha256(scan.hu.tobytes()).hexdigest()[:16],
+    'voxels_sha256': voxels_sha256(scan),
   }
+
+
+def voxels_sha256(scan: Scan) -> str:
+  """By which the same voxels are known again under another name."""
+  return hashlib.sha256(scan.hu).hexdigest()[:16]
 
 
 def read_and_cast(
@@ -100,22 +110,55 @@ def read_and_cast(
     The scan, its lung labels on the own grid, and the scan in standard space.
   """
   scan = source.read_scan(row)
-  default = window_config.level_hu, window_config.width_hu
-  window, window_warnings = Window(*default, 'none: not normalised'), ()
-  if not padded_mm:
-    window, window_warnings = choose_window(
-      manifest=row.window,
-      scanner=row.scanner,
-      scanners=window_config.scanners,
-      tags=scan.windows,
-      default=default,
-    )
-  if row.lung_mask:
-    given = nifti.read_mask(row.lung_mask, scan.grid, scan_id=row.scan_id)
-    lungs, lung_warnings = take_lungs(given, scan.grid.spacing_mm, scan_id=row.scan_id)
+  lungs, lung_warnings = lungs_of(row, scan)
+  if padded_mm:
+    default = window_config.level_hu, window_config.width_hu
+    window, window_warnings = Window(*default, 'none: not normalised'), ()
   else:
-    lungs, lung_warnings = find_lungs(
-      scan.hu, scan.grid.spacing_mm, scan_id=row.scan_id
-    )
+    window, window_warnings = window_of(row, scan, lungs, window_config)
   warnings = window_warnings + lung_warnings
   return scan, lungs, cast(scan, lungs, window, space, warnings, padded_mm)
+
+
+def lungs_of(
+  row: ManifestRow, scan: Scan
+) -> tuple[np.ndarray, tuple[ScanWarning, ...]]:
+  """The lungs that the manifest gives, else those that are found.
+
+  Returns:
+    As `find_lungs`.
+
+  Raises:
+    Covid3wayError: see `nifti.read_mask`, `take_lungs` and `find_lungs`.
+  """
+  spacing_mm = scan.grid.spacing_mm
+  if not row.lung_mask:
+    return find_lungs(scan.hu, spacing_mm, scan_id=row.scan_id)
+  given = nifti.read_mask(row.lung_mask, scan.grid, scan_id=row.scan_id)
+  return take_lungs(given, spacing_mm, scan_id=row.scan_id)
+
+
+def window_of(
+  row: ManifestRow, scan: Scan, lungs: np.ndarray, settings: ConfigDict
+) -> tuple[Window, tuple[ScanWarning, ...]]:
+  """The window of a scan, and what was assumed for it.
+
+  Args:
+    row: of the scan; a window that it gives is always used.
+    scan: as read.
+    lungs: (x, y, z), 0 outside the lungs.
+    settings: `config.window`.
+
+  Raises:
+    ConfigError: an unknown choice.
+  """
+  default = settings.level_hu, settings.width_hu
+  if check_choice(settings.choice) == 'auto' and row.window is None:
+    return estimate_window(scan.hu, lungs, default=default)
+  return choose_window(
+    manifest=row.window,
+    scanner=row.scanner,
+    scanners=settings.scanners,
+    tags=scan.windows,
+    default=default,
+  )

@@ -69,12 +69,17 @@ def overview(
 
 def look_at(mask: np.ndarray) -> tuple[int, int, int]:
   """Along each axis, the slice that shows most of the largest connected region."""
-  regions, _ = ndimage.label(mask)
-  sizes = np.bincount(regions.ravel())
+  mask = mask != 0
+  # Labels take four bytes a voxel: only where there is something.
+  (box,) = ndimage.find_objects(mask.view(np.uint8)) or [(slice(None),) * 3]
+  regions, count = ndimage.label(mask[box])
+  sizes = sum(np.bincount(plane.ravel(), minlength=count + 1) for plane in regions)
   sizes[0] = 0
   largest = regions == sizes.argmax()
   others = [tuple(a for a in range(3) if a != axis) for axis in range(3)]
-  return tuple(int(largest.sum(axis=o).argmax()) for o in others)
+  first = [part.start or 0 for part in box]
+  at = [largest.sum(axis=o).argmax() for o in others]
+  return tuple(int(a + b) for a, b in zip(first, at, strict=True))
 
 
 def _draw(

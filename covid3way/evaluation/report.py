@@ -1,15 +1,10 @@
 """One page with all tables and figures: a file that needs nothing but a browser."""
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import jinja2
-
+from covid3way.evaluation import pages
 from covid3way.evaluation.tables import Table
-
-_TEMPLATE = Path(__file__).with_name('report.html.j2')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Picture:
   @property
   def source(self) -> str:
     """The picture itself, as an address."""
-    return f'data:image/png;base64,{base64.b64encode(self.png).decode()}'
+    return pages.address(self.png)
 
 
 def page(
@@ -73,14 +68,8 @@ def page(
     settings: of the cross-validation.
     versions: of what computed.
   """
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  template = environment.from_string(_TEMPLATE.read_text(encoding='utf-8'))
-  return template.render(
+  return pages.render(
+    'report.html.j2',
     title=title,
     headline=headline,
     facts=facts,

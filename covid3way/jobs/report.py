@@ -1,10 +1,8 @@
 """Tables, figures and one page of a results folder, from its files alone."""
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,6 +10,7 @@ from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
 from covid3way.evaluation import paper_tables, report, study_tables, tables
 from covid3way.evaluation.comparison import VIEW_COLOURS
+from covid3way.evaluation.pages import flat
 from covid3way.evaluation.report import Picture
 from covid3way.evaluation.results import EVALUATIONS
 from covid3way.evaluation.scores import Scores, in_order, known, label
@@ -149,14 +148,3 @@ def _about_fold(
     told[f'Scans {name}'] = len(scans)
     told[f'Patients {name}'] = len({patients.get(scan, scan) for scan in scans})
   return told
-
-
-def flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """Nested settings as dotted names and texts."""
-  result = {}
-  for name, value in settings.items():
-    if isinstance(value, Mapping) and value:
-      result |= flat(value, f'{prefix}{name}.')
-    else:
-      result[f'{prefix}{name}'] = value if isinstance(value, str) else json.dumps(value)
-  return result

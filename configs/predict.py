@@ -4,11 +4,18 @@
     --config.model=runs/quickstart/model --config.input=DICOM_FOLDER
 
 A chest of 148 slices took 13 s on 2 cores with the quickstart's model, and 2 min 40 s
-and 4.4 GiB at 512 x 512 x 512 voxels with networks of the released size.
+at 512 x 512 x 512 voxels with networks of the released size. A scan of 512 x 512 x 600
+voxels took 2.7 GiB with those. With every output it may take 5 GiB at most, as a test
+holds.
 
 `input` is a DICOM folder, a folder of such folders, a zip, a NIfTI file or a manifest.
 Writes `<scan_id>/` with `infection.nii.gz`, `probability.nii.gz`, `lungs.nii.gz`,
-`quantification.json`, `overview.png`; and `quantification.csv`, one row per scan.
+`quantification.json`, `overview.png`, `report.html`; `quantification.csv`, one row per
+scan; and `courses/<patient_id>/` for each patient whom a manifest gives several days.
+
+`--config.export.dicom=True` adds `infection.dcm`, `probability.dcm` (DICOM SEG) and
+`measurements.dcm` (SR, TID 1500) of the DICOM series. They name the patient, as a PACS
+needs, only with `--config.export.identified=True`.
 """
 
 from configs import default
@@ -16,4 +23,6 @@ from configs import default
 
 def get_config(variant: str = ''):
   """`configs/predict.py:smoke` is the job itself: it has nothing to shorten."""
-  return default.pick('predict', variant, 'input', 'model', 'window', 'prediction')
+  return default.pick(
+    'predict', variant, 'input', 'model', 'window', 'prediction', 'export'
+  )

@@ -32,6 +32,7 @@ def get_config(variant: str = ''):
     'training',
     'aggregation',
     'prediction',
+    'export',
     'held_out_patients',
   )
   config.space.shape = (128, 128, 192)

@@ -3,8 +3,9 @@
 Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 
 Exit codes: 0 all done, or a training kept after SIGTERM, which the same command goes on
-with; 1 some scans or patients failed (named in failures.json, or a shard's own); 2
-wrong use or wrong input, told in one line.
+with; 1 some scans or patients failed and the others are done (named in failures.json,
+or a shard's own), or a defect of the program, with its traceback; 2 wrong use or wrong
+input, also where the only scan that there is fails, told in one line.
 """
 
 import gc

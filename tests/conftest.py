@@ -133,6 +133,8 @@ def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
       'input': str(quickstart / 'cohort' / 'manifest.csv'),
       'predictions': str(quickstart / 'predictions'),
     },
+    'quantify': {'input': str(quickstart / 'several' / 'manifest.csv')},
+    'check': {'input': str(quickstart / 'cohort' / 'manifest.csv')},
     'crossval': {'input': str(quickstart / 'several' / 'manifest.csv')},
     'report': {},
     'predict': {

@@ -1,59 +1,31 @@
-"""Scans in; infection masks on their own grids, numbers and pictures out."""
+"""Scans in; infection masks on their own grids, numbers, pictures and pages out."""
 
-import csv
 import dataclasses
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from covid3way.base import ConfigError, InputError, ModelError, Scan
-from covid3way.evaluation import figures
-from covid3way.jobs.batch import (
-  WHOLE_JOB,
-  Shard,
-  claim,
-  for_each_scan,
-  required,
-  versions,
-)
+from covid3way.base import ConfigError, InputError, ModelError
+from covid3way.jobs import outputs
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
 from covid3way.jobs.preprocess import read_and_cast
-from covid3way.scans import nifti, source
-from covid3way.scans.files import whole, write_json
+from covid3way.scans import source
 from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, read_model
-from covid3way.segmentation.quantify import quantify
+from covid3way.segmentation.quantify import disagreement, disagreement_warnings
 from covid3way.segmentation.three_way import aggregate
 from covid3way.standard import space as spaces
-from covid3way.standard.cast import StandardScan
-
-_COLUMNS = (
-  'scan_id',
-  'infected_percent',
-  'infection_ml',
-  'lung_ml',
-  'left_percent',
-  'right_percent',
-  'upper_percent',
-  'middle_percent',
-  'lower_percent',
-  'window_level_hu',
-  'window_width_hu',
-  'window_source',
-  'warnings',
-)
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   """Predicts `config.input` with `config.model`; writes `<scan_id>/` per scan.
 
-  Each holds `infection.nii.gz`, `probability.nii.gz`, `lungs.nii.gz` (1 left, 2
-  right), `quantification.json` and `overview.png`; beside them `quantification.csv`
-  has one row per scan.
+  Each holds what `outputs.write` says; beside them stand the tables of
+  `outputs.write_tables`.
   """
   model = read_model(Path(required(config, 'model')))
   model = _with_threshold(model, config.prediction.threshold)
@@ -65,7 +37,9 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     'window': config.window.to_dict(),
     'aggregator': aggregators.to_json(model.aggregator),
     'keep_views': config.prediction.keep_views,
+    'export': config.export.to_dict(),
   }
+  outputs.check(config, workdir, 'predict')
   claim(workdir, 'predict', settings)
   try:
     for_each_scan(
@@ -77,7 +51,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     )
   finally:
     if shard.is_whole:
-      _write_table(rows, workdir)
+      outputs.write_tables(rows, workdir)
 
 
 def _with_threshold(model: Model, threshold: float | None) -> Model:
@@ -92,8 +66,10 @@ def _with_threshold(model: Model, threshold: float | None) -> Model:
 
 def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None:
   """Predicts one scan into its folder, unless that is there already."""
-  if (workdir / row.scan_id / 'quantification.json').exists():
+  folder = workdir / row.scan_id
+  if outputs.read_report(folder):
     return
+  outputs.check_source(row, config.export)
   if row.domain != model.spec.domain:
     raise InputError(
       row.scan_id,
@@ -101,7 +77,13 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
       f'{model.spec.domain or "HU"!r}',
       'give a model that was trained on such scans',
     )
+  outputs.write(folder, row, _find(row, model, config), config.export)
+
+
+def _find(row: ManifestRow, model: Model, config) -> outputs.Finding:
+  """A scan's infection. What is held of the standard space is small in the end."""
   scan, lungs, standard = read_and_cast(row, model.spec.space, config.window)
+  lobes = outputs.lobes_of(row, scan, lungs)  # Now, as they may not fit.
   maps = {
     view: probability_map(
       model,
@@ -112,83 +94,52 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
     )
     for view in model.variables
   }
+  standard.signal.delete()
   probability, mask = aggregate(maps, standard.lungs, model.aggregator)
-  infection = spaces.return_mask(mask, standard.placement) & (lungs > 0)
-  own_probability = _on_own_grid(probability, standard, lungs)
-  numbers = quantify(infection, lungs, scan.grid.voxel_ml)
-  with whole(workdir / scan.scan_id) as folder:
-    folder.mkdir()
-    volumes = {
-      'infection': infection.astype(np.uint8),
-      'lungs': lungs,
-      'probability': own_probability,
+  volumes = {'probability': (probability, 1.0)}
+  if config.prediction.keep_views:
+    volumes |= {
+      f'probability_{view}': (each, aggregators.LEVELS) for view, each in maps.items()
     }
-    if config.prediction.keep_views:
-      for view, each in maps.items():
-        share = each / np.float32(aggregators.LEVELS)
-        volumes[f'probability_{view}'] = _on_own_grid(share, standard, lungs)
-    for name, volume in volumes.items():
-      nifti.write_volume(
-        folder / f'{name}.nii.gz', volume, scan.grid, dtype=volume.dtype
-      )
-    figures.overview(
-      folder / 'overview.png',
-      scan,
-      infection,
-      lungs,
-      standard.window,
-      f'{scan.scan_id}: {numbers["infected_percent"]:.2f} % of the lung infected',
-    )
-    write_json(
-      folder / 'quantification.json',
-      _report(scan, numbers, standard, model),
-    )
-
-
-def _on_own_grid(
-  probability: np.ndarray, standard: StandardScan, lungs: np.ndarray
-) -> np.ndarray:
-  """(x, y, z) float32 in [0, 1] on the own grid, 0 outside the lungs."""
-  own = spaces.return_volume(probability, standard.placement)
-  return np.clip(own, 0, 1) * (lungs > 0)
-
-
-def _report(
-  scan: Scan, numbers: dict[str, Any], standard: StandardScan, model: Model
-) -> dict[str, Any]:
-  facts = standard.facts()
-  return {
-    'scan_id': scan.scan_id,
-    **numbers,
-    'window': facts['window'],
-    'warnings': facts['warnings'],
+  differ = disagreement(maps, standard.lungs)
+  about = {
     'model': {
       **dataclasses.asdict(model.spec),
       'sha256': model.sha256,
       'views': list(model.variables),
       'aggregator': aggregators.to_json(model.aggregator),
     },
-    'provenance': dict(scan.provenance),
-    'versions': versions(),
+    'disagreement': differ,
   }
+  return outputs.Finding(
+    scan,
+    spaces.return_mask(mask, standard.placement) & (lungs > 0),
+    lungs,
+    standard.window,
+    standard.warnings + disagreement_warnings(differ),
+    lobes,
+    {
+      name: _on_own_grid(volume, scale, standard.placement, lungs)
+      for name, (volume, scale) in volumes.items()
+    },
+    about,
+  )
 
 
-def _write_table(rows: list[ManifestRow], workdir: Path) -> None:
-  """One row per predicted scan, out of the scans' own JSON files."""
-  with whole(workdir / 'quantification.csv') as aside, aside.open('w', newline='') as f:
-    table = csv.DictWriter(f, _COLUMNS)
-    table.writeheader()
-    for row in rows:
-      path = workdir / row.scan_id / 'quantification.json'
-      if path.exists():
-        table.writerow(_table_row(json.loads(path.read_text())))
+def _on_own_grid(
+  volume: np.ndarray, one: float, placement: spaces.Placement, lungs: np.ndarray
+) -> Callable[[spaces.Region], np.ndarray]:
+  """What gives parts of a map on the own grid, in [0, 1], 0 outside the lungs.
 
+  Args:
+    volume: (x', y', z') in the standard space.
+    one: what stands for 1 in it.
+    placement: of the own grid.
+    lungs: (x, y, z) on the own grid.
+  """
 
-def _table_row(report: dict[str, Any]) -> dict[str, Any]:
-  parts = report['per_lung'] | report['per_third']
-  return {
-    **{field: report[field] for field in _COLUMNS[:4]},
-    **{f'{name}_percent': part['infected_percent'] for name, part in parts.items()},
-    **{f'window_{k}': v for k, v in report['window'].items()},
-    'warnings': ' '.join(w['kind'] for w in report['warnings']),
-  }
+  def part(region: spaces.Region) -> np.ndarray:
+    own = spaces.return_volume(volume, placement, region) / np.float32(one)
+    return np.clip(own, 0, 1) * (lungs[region] > 0)
+
+  return part

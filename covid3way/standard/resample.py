@@ -7,7 +7,7 @@ air without end. When the output is coarser than the input the kernel widens by 
 ratio of the two spacings, so that nothing aliases.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ def triangle(t: np.ndarray) -> np.ndarray:
 
 
 _HALF_WIDTH = {lanczos: 4, triangle: 1}
+_SLAB_PLANES = 32
 
 
 def axis_weights(
@@ -85,3 +86,36 @@ def apply(volume: jax.Array, weights: Weights) -> jax.Array:
     )
     volume = jnp.moveaxis(product, -1, axis)
   return volume
+
+
+def apply_in_slabs(
+  volume: np.ndarray, weights: Weights, *, outside: float = 0.0
+) -> Iterator[tuple[slice, np.ndarray]]:
+  """`apply`, some planes of z at a time: working memory is that of a slab.
+
+  Args:
+    volume: (x, y, z), numbers or bool.
+    weights: one (n_out, n_in) matrix per axis.
+    outside: what lies outside; results are relative to it.
+
+  Yields:
+    Which planes of the output, and they, (x', y', planes) float32.
+  """
+  volume, along_z = np.asarray(volume), weights[2]
+  count = min(_SLAB_PLANES, len(along_z))
+  # The last slab begins early, and each takes as many planes of the input as the one
+  # that needs most of them: all have one shape, which is compiled once.
+  firsts = [min(n, len(along_z) - count) for n in range(0, len(along_z), count)]
+  needed = [_nonzero(along_z[first : first + count]) for first in firsts]
+  depth = max(end - begin for begin, end in needed)
+  for first, (begin, _) in zip(firsts, needed, strict=True):
+    begin = min(begin, along_z.shape[1] - depth)
+    there, here = slice(first, first + count), slice(begin, begin + depth)
+    slab = np.subtract(volume[:, :, here], outside, dtype=np.float32)
+    yield there, np.asarray(apply(slab, (*weights[:2], along_z[there, here])))
+
+
+def _nonzero(weights: np.ndarray) -> tuple[int, int]:
+  """Begin and end of the input samples that count at all; at least one."""
+  used = np.flatnonzero(weights.any(axis=0))
+  return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)

@@ -1,7 +1,7 @@
 """The standard embedding space and its inverse (paper, Section III-B.1 and Fig. 2)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -137,7 +137,10 @@ def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.nda
     (x', y', z') float32 of the standard space's shape.
   """
   weights = _weights(resample.lanczos, placement, inverse=False)
-  return normalise(resample.apply(hu - AIR_HU, weights) + AIR_HU, window)
+  signal = np.empty(placement.space.shape, np.float32)
+  for planes, slab in resample.apply_in_slabs(hu, weights, outside=AIR_HU):
+    signal[:, :, planes] = normalise(slab + AIR_HU, window)
+  return jnp.asarray(signal)
 
 
 def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
@@ -146,7 +149,10 @@ def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') bool.
   """
-  return _cast_linear(mask, placement) > 0.5
+  result = np.empty(placement.space.shape, bool)
+  for planes, slab in _cast_linear(mask, placement):
+    result[:, :, planes] = slab > 0.5
+  return result
 
 
 def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
@@ -155,15 +161,19 @@ def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') uint8 with the same labels.
   """
-  left, right = (_cast_linear(lungs == side, placement) for side in (LEFT, RIGHT))
-  return np.where(left + right > 0.5, np.where(left > right, LEFT, RIGHT), 0).astype(
-    np.uint8
-  )
+  result = np.empty(placement.space.shape, np.uint8)
+  sides = (_cast_linear(lungs == side, placement) for side in (LEFT, RIGHT))
+  for (planes, left), (_, right) in zip(*sides, strict=True):
+    side = np.where(left > right, LEFT, RIGHT)
+    result[:, :, planes] = np.where(left + right > 0.5, side, 0)
+  return result
 
 
-def _cast_linear(mask: np.ndarray, placement: Placement) -> np.ndarray:
+def _cast_linear(
+  mask: np.ndarray, placement: Placement
+) -> Iterator[tuple[slice, np.ndarray]]:
   weights = _weights(resample.triangle, placement, inverse=False)
-  return np.asarray(resample.apply(mask.astype(np.float32), weights))
+  return resample.apply_in_slabs(mask, weights)
 
 
 def return_volume(
@@ -179,9 +189,11 @@ def return_volume(
   Returns:
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
   """
-  weights = _weights(resample.triangle, placement, inverse=True)
-  chosen = tuple(w[part] for w, part in zip(weights, region, strict=True))
-  return np.asarray(resample.apply(volume, chosen))
+  weights = _weights_back(placement, region)
+  result = np.empty([len(w) for w in weights], np.float32)
+  for planes, slab in resample.apply_in_slabs(volume, weights):
+    result[:, :, planes] = slab
+  return result
 
 
 def return_mask(
@@ -192,4 +204,13 @@ def return_mask(
   Returns:
     (x, y, z) bool on the own grid, or on its region.
   """
-  return return_volume(mask.astype(np.float32), placement, region) > 0.5
+  weights = _weights_back(placement, region)
+  result = np.empty([len(w) for w in weights], bool)
+  for planes, slab in resample.apply_in_slabs(mask, weights):
+    result[:, :, planes] = slab > 0.5
+  return result
+
+
+def _weights_back(placement: Placement, region: Region) -> resample.Weights:
+  weights = _weights(resample.triangle, placement, inverse=True)
+  return tuple(w[part] for w, part in zip(weights, region, strict=True))

@@ -394,6 +394,12 @@ def all_of_one_value(d):
   d.PixelData = np.full((d.Rows, d.Columns), 1024, '<u2').tobytes()
 
 
+@_defect('pixels', base.DamagedFileError, 'values')
+@_one
+def pixels_all_zero_in_one(d):
+  d.PixelData = bytes(len(d.PixelData))
+
+
 # Tags
 
 

@@ -2,10 +2,14 @@
 
 Put right means: lungs, left and right, and a lesion lie within one voxel of where they
 lie in the clean series, in the world, and HU are those of the chest at that place.
+
+The slow test takes every fourth pair; `PAIRS=1 ./launch/test.sh -m slow
+tests/test_broken_dicom.py` takes all.
 """
 
 import functools
 import itertools
+import os
 import shutil
 
 import broken_dicom as broken
@@ -22,6 +26,7 @@ from covid3way.scans import dicom, nifti
 from covid3way.standard.lungs import find_lungs
 
 PAIRS_IN_SAMPLE = 40
+EVERY = int(os.environ.get('PAIRS', 4))
 _RESAMPLED = {WarningKind.TILT_CORRECTED, WarningKind.SPACING_EVENED}
 _MEAN_HU, _MEAN_HU_RESAMPLED = 8.0, 40.0
 LESION_ML = 4 / 3 * np.pi * np.prod(chest_series.LESION_RADII_MM) / 1000
@@ -223,10 +228,11 @@ def test_pair_of_defects(tmp_path, clean, pair):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', broken.DEFECTS)
-def test_all_pairs(tmp_path, clean, name):
-  """Each pair once: with the defects that come later in the table."""
+def test_pairs(tmp_path, clean, name):
+  """Of each defect with those that come later in the table."""
   wrong = []
-  for first, second in (pair for pair in pairs() if pair[0] == name):
+  mine = [pair for k, pair in enumerate(pairs()) if k % EVERY == 0 and pair[0] == name]
+  for first, second in mine:
     path = broken.write(tmp_path / second, first, second)
     try:
       check(path, broken.verdict_of_pair(first, second), clean)

@@ -13,7 +13,7 @@ import series
 from conftest import run_job, start_program
 
 from covid3way.base import ConfigError, Window
-from covid3way.evaluation.check_text import shortened
+from covid3way.evaluation.checking.text import shortened
 from covid3way.jobs.batch import Shard, SomeFailedError
 from covid3way.scans import source
 from covid3way.scans.manifest import ManifestRow, write_manifest

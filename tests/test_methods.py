@@ -53,7 +53,14 @@ def test_all_methods_are_here():
     assert tuple(config.training.views) == tuple(method.parts)
 
 
-@pytest.mark.parametrize('name', OWN)
+# To compile the many layers of one takes as long as all the rest.
+SLOW = {'h_dense_unet': pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=SLOW.get(n, ())) for n in OWN],
+)
 def test_a_method_trains_and_predicts(name, quickstart, tmp_path):
   config = train_config.get_config(f'method={name}')
   config.input = str(quickstart / 'store')

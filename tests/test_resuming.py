@@ -90,6 +90,7 @@ def kill(process):
   process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_between_an_epoch_and_its_checkpoint_while_and_after_it_is_written(
   quickstart, undisturbed, tmp_path
 ):

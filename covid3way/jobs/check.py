@@ -19,11 +19,14 @@ from covid3way.base import (
   Scan,
   ScanWarning,
 )
-from covid3way.evaluation import scan_facts
-from covid3way.evaluation.check_text import summary, text, verdicts
-from covid3way.evaluation.cohort_check import cohort_findings, days_since_previous
-from covid3way.evaluation.findings import Code, Finding, Severity
-from covid3way.evaluation.scan_check import scan_findings
+from covid3way.evaluation.checking import scan_facts
+from covid3way.evaluation.checking.cohort_findings import (
+  cohort_findings,
+  days_since_previous,
+)
+from covid3way.evaluation.checking.findings import Code, Finding, Severity
+from covid3way.evaluation.checking.scan_findings import scan_findings
+from covid3way.evaluation.checking.text import summary, text, verdicts
 from covid3way.jobs.batch import (
   WHOLE_JOB,
   Shard,

@@ -57,13 +57,14 @@ def read_series(path: Path, *, scan_id: str, domain: str = '') -> base.Scan:
     _check_unit(series.images, domain, scan_id)
     intake = reading.Intake(scan_id)
     native = reading.room(series.grid, scan_id)
-    pixels = Pixels(scan_id)
+    pixels, empty = Pixels(scan_id), []
     straighten.place_slices(
-      (_taken(hu.T, intake) for hu in pixels.read(series.images)),
+      _taken(pixels.read(series.images), intake, empty),
       series.grid,
       native,
       fill=base.AIR_HU,
     )
+    _check_empty(empty, scan_id)
     return reading.assemble(
       native,
       series.grid,
@@ -184,9 +185,26 @@ def _check_unit(images: Sequence[CtFile], domain: str, scan_id: str) -> None:
       )
 
 
-def _taken(hu: np.ndarray, intake: reading.Intake) -> np.ndarray:
-  intake.take(hu)
-  return hu
+def _taken(
+  slices: Iterable[np.ndarray], intake: reading.Intake, empty: list[bool]
+) -> Iterator[np.ndarray]:
+  """Slices (columns, rows) on their way; notes which are of one value throughout."""
+  for hu in slices:
+    empty.append(bool(hu.min() == hu.max()))
+    intake.take(hu.T)
+    yield hu.T
+
+
+def _check_empty(empty: Sequence[bool], scan_id: str) -> None:
+  """Slices beyond the patient may be empty, but none between two that are not."""
+  full = np.flatnonzero(~np.array(empty))
+  count = full[-1] - full[0] + 1 - full.size if full.size else 0
+  if count:
+    raise base.DamagedFileError(
+      scan_id,
+      f'{count} slice(s) between others are of one value throughout',
+      'copy or export the series again',
+    )
 
 
 def _windows(headers: Iterable[Dataset]) -> list[base.Window]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from covid3way.base import SerialError
-from covid3way.evaluation.findings import Code, Finding, Severity
-from covid3way.evaluation.scan_check import Record
+from covid3way.evaluation.checking.findings import Code, Finding, Severity
+from covid3way.evaluation.checking.scan_findings import Record
 from covid3way.simulator.serial import adjacent_pairs
 
 # Correlation of two patterns. Other reconstructions of one acquisition, smoother,

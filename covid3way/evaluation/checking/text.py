@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from covid3way.evaluation.findings import Finding, Severity
-from covid3way.evaluation.scan_check import Record
+from covid3way.evaluation.checking.findings import Finding, Severity
+from covid3way.evaluation.checking.scan_findings import Record
 
 WIDTH = 100
 FINE = 'fine'

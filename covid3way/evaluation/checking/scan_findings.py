@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from covid3way.base import WarningKind
-from covid3way.evaluation.findings import Code, Finding, Severity
-from covid3way.evaluation.scan_facts import AERATED_HU
+from covid3way.evaluation.checking.findings import Code, Finding, Severity
+from covid3way.evaluation.checking.scan_facts import AERATED_HU
 from covid3way.simulator.serial import MOST_OUTSIDE
 
 Record = Mapping[str, Any]

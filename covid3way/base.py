@@ -125,6 +125,7 @@ class WarningKind(enum.StrEnum):
   VIEWS_DISAGREE = 'views_disagree'
   WINDOW_ASSUMED = 'window_assumed'
   WINDOW_ESTIMATED = 'window_estimated'
+  WINDOW_UNLIKE_TRAINING = 'window_unlike_training'
 
 
 @dataclasses.dataclass(frozen=True)

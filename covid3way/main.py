@@ -5,7 +5,8 @@ Usage: python -m covid3way.main --config=configs/JOB.py --workdir=DIR
 Exit codes: 0 all done, or a training kept after SIGTERM, which the same command goes on
 with; 1 some scans or patients failed and the others are done (named in failures.json,
 or a shard's own), or a defect of the program, with its traceback; 2 wrong use or wrong
-input, also where the only scan that there is fails, told in one line.
+input, told in one line, also where the only scan that there is fails; but for check and
+evaluate, whose tables tell of it: 1.
 """
 
 import gc
@@ -141,6 +142,7 @@ def end(message: str, *, code: int = 2) -> None:
   """Ends the program with one line, and nothing after it."""
   # Threads of libraries still tell of the error in their own words: from here on, to
   # nobody.
+  sys.stdout.flush()
   sys.stderr.flush()
   with os.fdopen(os.dup(2), 'w') as stderr:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -4,6 +4,8 @@
 #   ./launch/test.sh -m slow          those that take minutes
 #   ./launch/test.sh -m slurm         those on a real Slurm: Debian's slurm-wlm, munge
 #   ./launch/test.sh tests/test_training.py -k devices
+# What needs other people's programs (Slurm, dicom3tools, tests/requirements.txt) is
+# skipped without them, or fails where the environment has CI=true.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 marks=(-m "not slow and not slurm")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-import pytest
+import foreign
 from conftest import ROOT
 
 PATH = f'{os.environ["PATH"]}:/usr/local/sbin:/usr/sbin'
@@ -108,8 +108,7 @@ def one_node_slurm():
   """Starts the daemons; all that was started has ended in the end."""
   absent = [name for name in DAEMONS if not shutil.which(name, path=PATH)]
   if absent:
-    told = f'{", ".join(absent)} not installed: Debian packages slurm-wlm and munge'
-    (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(told)
+    foreign.absent(', '.join(absent), 'install the Debian packages slurm-wlm and munge')
   with contextlib.ExitStack() as stack:
     # A socket's path has to be short. Munge wants to know who may write there.
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -25,9 +25,10 @@ from covid3way.base import (
   ModelError,
   StorageError,
 )
+from covid3way.jobs import outputs
 from covid3way.jobs.batch import SomeFailedError
 from covid3way.scans import nifti, store
-from covid3way.scans.manifest import read_manifest
+from covid3way.scans.manifest import ManifestRow, read_manifest
 from covid3way.segmentation.model import read_model
 from covid3way.training import checkpoints
 from covid3way.training.slices import Masks, find_candidates
@@ -269,6 +270,13 @@ def run(part, folder, model):
     return
   run_job('fit', folder / part, space={'shape': serial_scans.SPACE.shape}, **manifest)
   run_job('augment', folder / part, **manifest)
+
+
+def test_a_report_that_cannot_be_read_leaves_the_others_their_table(tmp_path):
+  """It is told where its scan is come to."""
+  (tmp_path / 'a' / outputs.REPORT).mkdir(parents=True)
+  outputs.write_tables([ManifestRow('p', 'a', tmp_path)], tmp_path)
+  assert len((tmp_path / 'quantification.csv').read_text().splitlines()) == 1
 
 
 def numbers_of_training(folder):

@@ -615,7 +615,7 @@ def test_damaged_archive(tmp_path):
     archive.writestr('0.dcm', series.to_bytes(series.slices()[0]))
   whole = path.read_bytes()
   path.write_bytes(whole[:200] + b'damage' + whole[206:])
-  refused(path, base.DamagedFileError, '0.dcm', '.zip')
+  refused(path, base.DamagedFileError, 'file <name hidden>', '.zip')
   path.write_bytes(whole[:300])
   refused(path, base.DamagedFileError, 'scan.zip')
 
@@ -650,3 +650,53 @@ def test_real_scan(name, count, spacing_mm):
   middle = pydicom.dcmread(folder / f'{count // 2:04d}.dcm')  # numbered from the feet
   hu = middle.pixel_array * float(middle.RescaleSlope) + float(middle.RescaleIntercept)
   np.testing.assert_array_equal(scan.hu[:, :, count // 2], np.maximum(hu.T, -1024))
+
+
+def test_two_reconstructions_with_one_uid_for_all_slices_are_not_called_copies(
+  tmp_path,
+):
+  """As some anonymisers leave them: by UID and place one would pass for the other."""
+  soft, sharp = series.slices(ConvolutionKernel='B30'), series.slices()
+  for dataset in sharp:
+    dataset.ConvolutionKernel = 'B80'
+    dataset.RescaleIntercept += 50
+  for dataset in (*soft, *sharp):
+    dataset.SOPInstanceUID = '1.2.3.4.1'
+  series.write(tmp_path / 'soft', soft)
+  series.write(tmp_path / 'sharp', sharp)
+  scan = dicom.read_series(tmp_path, scan_id='s1')
+  assert kinds(scan) == [WarningKind.SERIES_CHOSEN]
+  expected = series.hu_at(world_of(scan.grid))
+  assert len(np.unique(np.round(scan.hu - expected))) == 1
+
+
+def test_two_kernels_between_each_other_are_two_series(tmp_path):
+  datasets = series.slices(shape=(6, 7, 16))
+  for k, dataset in enumerate(datasets):
+    dataset.ConvolutionKernel = ('B30', 'B80')[k % 2]
+  scan = dicom.read_series(series.write(tmp_path, datasets), scan_id='s1')
+  assert kinds(scan) == [WarningKind.SERIES_CHOSEN] and scan.hu.shape[2] == 8
+
+
+def test_two_reconstructions_a_hair_apart_lie_at_one_place(tmp_path):
+  datasets = series.slices(shape=(6, 7, 6))
+  datasets += series.slices(shape=(6, 7, 6), origin_mm=(-10.0, -8.0, -29.98))
+  for dataset in datasets[6:]:
+    dataset.RescaleIntercept += 300
+  for k, dataset in enumerate(datasets):
+    dataset.SOPInstanceUID = f'1.2.3.4.{k + 1}'
+  refused(series.write(tmp_path, datasets), base.DuplicateSliceError, '6 such pair')
+
+
+def test_another_patient_without_an_id_is_noticed(tmp_path):
+  datasets = series.slices(shape=(6, 7, 8))
+  for dataset in datasets[5:]:
+    dataset.PatientID, dataset.PatientName = '', 'Roe^Richard'
+  refused(series.write(tmp_path, datasets), base.MixedPatientsError, 'PatientName')
+
+
+def test_free_text_of_the_header_is_no_provenance(tmp_path):
+  tags = {'ConvolutionKernel': 'DOE 61', 'ManufacturerModelName': 'of <Dr. X>'}
+  path = series.write(tmp_path, series.slices(**tags))
+  told = dicom.read_series(path, scan_id='s1').provenance
+  assert told['manufacturer'] == 'ACME' and not {'kernel', 'model'} & set(told)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import dicom_export
+import foreign
 import highdicom
 import nibabel
 import numpy as np
@@ -462,7 +463,7 @@ def read_with_dcmqi(path, grid):
   beside = Path(sys.executable).parent
   program = shutil.which('segimage2itkimage', path=f'{beside}:{os.environ["PATH"]}')
   if not program:
-    pytest.skip('dcmqi is absent: pip install dcmqi')
+    foreign.absent('dcmqi', 'pip install -r tests/requirements.txt')
   out = path.parent / 'dcmqi'
   out.mkdir()
   subprocess.run(

@@ -1,5 +1,6 @@
 """Predicted masks against references: figures known by hand, and no silent zero."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from covid3way.base import ConfigError, Grid, InputError
 from covid3way.evaluation.results import EVALUATIONS, METRICS
+from covid3way.jobs.batch import SomeFailedError
 from covid3way.scans import nifti
 from covid3way.scans.manifest import ManifestRow, write_manifest
 
@@ -46,7 +48,7 @@ def row(folder, scan_id, reference=None, lungs=None):
   return ManifestRow(f'p-{scan_id}', scan_id, image, stage='early', **known)
 
 
-def evaluate(folder, rows, **changes):
+def evaluate(folder, rows, failing=0, **changes):
   """What the job writes of predictions in `predictions`, as text, by scan and kind."""
   write_manifest(folder / 'manifest.csv', rows)
   given = {
@@ -54,7 +56,11 @@ def evaluate(folder, rows, **changes):
     'predictions': str(folder / 'predictions'),
     'space': {'shape': SPACE.shape},
   }
-  run_job('evaluate', folder / 'out', **given | changes)
+  fails = contextlib.nullcontext()
+  if failing:
+    fails = pytest.raises(SomeFailedError, match=f'{failing} of {len(rows)} scans')
+  with fails:
+    run_job('evaluate', folder / 'out', **given | changes)
   with (folder / 'out' / 'evaluation.csv').open() as file:
     table = list(csv.DictReader(file))
   found = {(r['scan_id'], r['evaluation']): r for r in table}
@@ -148,7 +154,7 @@ def test_what_cannot_be_compared_has_a_row_that_says_why_and_no_figures(tmp_path
   write(folder / 'guest' / 'infection.nii.gz', one)
   expected['guest'] = 'prediction without its scan'
 
-  found = evaluate(tmp_path, rows)
+  found = evaluate(tmp_path, rows, failing=7)
   assert {scan for scan, _ in found} == set(expected)
   for (scan, _), each in found.items():
     assert each['status'] == expected[scan]
@@ -202,7 +208,7 @@ def test_lungs_that_predict_wrote_beside_its_mask_are_taken(tmp_path):
 
 def test_nothing_to_compare_writes_rows_and_no_summary(tmp_path):
   (tmp_path / 'predictions').mkdir()
-  found = evaluate(tmp_path, [row(tmp_path, 's', box())])
+  found = evaluate(tmp_path, [row(tmp_path, 's', box())], failing=1)
   assert {each['status'] for each in found.values()} == {'no prediction'}
   assert not (tmp_path / 'out' / 'summary.json').exists()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from covid3way.base import NoLungError, WarningKind
+from covid3way.base import MaskGridError, NoLungError, WarningKind
 from covid3way.standard.lungs import find_lungs, take_lungs
 
 DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -267,7 +267,8 @@ def test_agrees_with_the_contours_of_an_expert():
 
 def test_a_given_mask_keeps_its_sides():
   mask = np.zeros((20, 10, 10), np.uint8)
-  mask[3:8, 2:8, 2:8], mask[12:17, 2:8, 2:8] = LEFT, RIGHT  # mirrored on purpose
+  # The left lung is the smaller one, and reaches beyond the middle.
+  mask[9:12, 2:8, 2:8], mask[1:9, 2:8, 2:8] = LEFT, RIGHT
   labels, warnings = take_lungs(mask, (5.0, 5.0, 5.0))
   np.testing.assert_array_equal(labels, mask)
   assert warnings == ()
@@ -290,3 +291,10 @@ def test_a_given_mask_without_sides_is_told_apart(bridge):
 def test_a_given_mask_that_is_empty_is_an_error():
   with pytest.raises(NoLungError, match=r'^p7: .*empty'):
     take_lungs(np.zeros((4, 4, 4), np.uint8), (1.0, 1.0, 1.0), scan_id='p7')
+
+
+def test_a_given_mask_with_its_sides_exchanged_is_an_error():
+  mask = np.zeros((10, 6, 6), np.uint8)
+  mask[1:4], mask[6:9] = LEFT, RIGHT
+  with pytest.raises(MaskGridError, match=r'^p7: .*label 1, left, lies to the right'):
+    take_lungs(mask, (5.0, 5.0, 5.0), scan_id='p7')

@@ -53,8 +53,8 @@ def test_all_methods_are_here():
     assert tuple(config.training.views) == tuple(method.parts)
 
 
-# To compile the many layers of one takes as long as all the rest.
-SLOW = {'h_dense_unet': pytest.mark.slow}
+# To compile them takes as long as all the rest.
+SLOW = dict.fromkeys(('h_dense_unet', 'unet_3d', 'vnet_3d'), pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import errno
 import gzip
 
 import nibabel
@@ -88,6 +89,17 @@ def test_padding_is_clipped(tmp_path):
   assert scan.warnings[0].message.startswith('2.5%')
 
 
+@pytest.mark.parametrize('suffix', nifti.SUFFIXES)
+@pytest.mark.parametrize('dtype', [np.float32, np.int16])
+def test_padding_is_clipped_in_more_slices_than_are_read_at_once(
+  tmp_path, suffix, dtype
+):
+  array = np.resize(values(), (4, 5, 40)).astype(dtype)
+  array[0] = -3000
+  scan = read(save(tmp_path / f'a{suffix}', array))
+  np.testing.assert_array_equal(scan.grid.to_native(scan.hu), np.maximum(array, -1024))
+
+
 def test_one_volume_in_four_dimensions_is_three(tmp_path):
   assert read(save(tmp_path / 'a.nii', values()[..., None])).hu.shape == (6, 4, 5)
 
@@ -141,6 +153,26 @@ def test_file_cut_short(tmp_path, suffix, share):
   path = save(tmp_path / f'a{suffix}', noise)
   path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
   refused(base.DamagedFileError, lambda: read(path), path.name, 'again')
+
+
+@pytest.mark.parametrize('name', ['a.nii.gz', 'A.NII.GZ'])
+def test_another_checksum_than_the_compressed_file_says(tmp_path, name):
+  noise = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+  data = bytearray(save(tmp_path / 'b.nii.gz', noise * 300 - 500).read_bytes())
+  data[-6] ^= 0x10
+  (tmp_path / name).write_bytes(data)
+  refused(base.DamagedFileError, lambda: read(tmp_path / name), name)
+
+
+@pytest.mark.parametrize('suffix', nifti.SUFFIXES)
+def test_a_file_that_may_not_be_read_is_no_damaged_one(tmp_path, suffix, monkeypatch):
+  path = save(tmp_path / f'a{suffix}')
+
+  def refuse(*_, **__):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  monkeypatch.setattr('io.open', refuse)  # Root may read anything.
+  refused(base.InputError, lambda: read(path), 'may not be read', 'permissions')
 
 
 def test_not_nifti(tmp_path):

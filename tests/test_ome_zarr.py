@@ -2,6 +2,7 @@
 
 import json
 
+import foreign
 import numpy as np
 import pytest
 
@@ -13,10 +14,7 @@ try:
   from ome_zarr.reader import Label, Multiscales, Reader
   from ome_zarr_models.v05 import Image, ImageLabel
 except ImportError:
-  pytest.skip(
-    'ome-zarr is not installed: pip install ome-zarr ome-zarr-models',
-    allow_module_level=True,
-  )
+  foreign.absent('ome-zarr', 'pip install -r tests/requirements.txt')
 
 SHAPE, SPACING_MM = (70, 65, 30), (2.0, 3.0, 5.0)
 

@@ -385,7 +385,7 @@ def test_what_is_brought_back_in_slabs_is_interpolated_linearly(dtype):
 
 @pytest.mark.slow
 def test_all_outputs_of_600_slices_of_512_x_512_take_at_most_5_gib(tmp_path):
-  """The whole process, on a DICOM series, in 512 x 512 x 512 voxels."""
+  """The whole process, a DICOM series by networks of the released size."""
   shape, spacing_mm = (512, 512, 600), (0.68, 0.68, 0.6)
   x, y, z = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
   body = (x[:, None] / 0.85) ** 2 + (y / 0.6) ** 2 < 1
@@ -399,7 +399,8 @@ def test_all_outputs_of_600_slices_of_512_x_512_take_at_most_5_gib(tmp_path):
   folder.mkdir()
   dicom_writer.write_series(folder, hu, grid, header={}, seed_uid='large')
   del hu
-  spec = ModelSpec('infection', (512,) * 3, (-5.0, -2.0, 0.0, 2.0, 5.0), (4, 8, 16))
+  offsets_mm, features = (-5.0, -2.0, 0.0, 2.0, 5.0), (16, 32, 64, 128, 256)
+  spec = ModelSpec('infection', (512, 512, 512), offsets_mm, features)
   write_untrained(tmp_path / 'model', spec)
   started = subprocess.Popen(
     [

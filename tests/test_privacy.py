@@ -26,7 +26,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from covid3way.base import Covid3wayError
 from covid3way.jobs.batch import SomeFailedError
-from covid3way.scans import store
+from covid3way.scans import nifti, source, store
+from covid3way.scans.manifest import ManifestRow, read_manifest, write_manifest
 
 SHAPE, SPACING_MM = (64, 64, 40), 5.0
 SPACE = (32, 32, 48)
@@ -203,6 +204,32 @@ def cohort(tmp_path_factory):
   return write(tmp_path_factory.mktemp('cohort'), slices())
 
 
+@pytest.fixture(scope='module')
+def predicted(cohort, model, tmp_path_factory):
+  """The workdir of a predict job."""
+  workdir = tmp_path_factory.mktemp('predicted')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    run_job('predict', workdir, input=str(cohort), model=str(model))
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def manifest(cohort):
+  """Two scans of one patient; their masks are named after the patient, too."""
+  (found,) = source.resolve(cohort)
+  grid, rows = source.read_scan(found).grid, []
+  for day, scan_id in enumerate((found.scan_id, 'later')):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[12:25, 22:40, 8 : 28 + 2 * day] = 1
+    path = cohort.with_name(f'{NAME}_{PATIENT_ID}_{day}.nii.gz')
+    nifti.write_volume(path, mask, grid, dtype=np.uint8)
+    rows.append(ManifestRow('p1', scan_id, cohort, day=day, infection_mask=path))
+  path = cohort.parents[1] / 'manifest.csv'
+  write_manifest(path, rows)
+  return path
+
+
 def run(job, workdir, capfd, **inputs):
   """Runs a job; all it says, however it ends."""
   told = []
@@ -266,6 +293,44 @@ def test_only_dicom_names_the_patient_and_only_if_told_to(
   for words in found.values():
     assert not words & {*META.values(), *PRIVATE, *NAMES}
     assert len(words) < 25, words
+
+
+@pytest.mark.parametrize('identified', [False, True])
+def test_quantify_is_as_silent_as_predict(
+  identified, cohort, predicted, tmp_path, capfd
+):
+  given = {'input': str(cohort), 'predictions': str(predicted)}
+  export = {'dicom': True, 'identified': identified}
+  told = run('quantify', tmp_path, capfd, **given, export=export)
+  assert not in_text(told), told
+  found, written = leaks(tmp_path), set(tmp_path.glob('*/*.dcm'))
+  assert {path.name for path in written} == {'infection.dcm', 'measurements.dcm'}
+  assert {tmp_path / name for name in found} == (written if identified else set())
+  assert all({NAME, PATIENT_ID} <= words for words in found.values())
+
+
+def test_no_job_that_is_given_a_manifest_tells_any_of_it(
+  manifest, predicted, tmp_path, capfd
+):
+  """But for paths that were given, in two files whose formats ask for them."""
+  space, one = {'shape': SPACE}, manifest.with_name('one.csv')
+  given, serial = {'input': str(manifest)}, tmp_path / 'serial'
+  write_manifest(one, read_manifest(manifest)[:1])
+  known = {'input': str(one), 'predictions': str(predicted)}
+  told = [
+    run('fit', serial, capfd, **given, space=space, fit={'iterations': 1}),
+    run('augment', serial, capfd, **given, augmentation={'ratio': 1.0, 'steps': 3}),
+    run('simulate', tmp_path / 'course', capfd, input=str(one), space=space),
+    run('evaluate', tmp_path / 'figures', capfd, **known, space=space),
+  ]
+  assert not in_text('\n'.join(told)), told
+  found = leaks(tmp_path)
+  assert set(found) == {'serial/augmented.csv', 'figures/summary.json'}
+  assert set().union(*found.values()) == in_text(manifest.read_bytes())
+  assert len(list(serial.glob('store/*-sim-*.zarr'))) == 2
+  assert [path.name for path in serial.glob('fits/*.json')] == ['p1.json']
+  assert (tmp_path / 'course' / 'course.csv').exists()
+  assert ',ok,' in (tmp_path / 'figures' / 'evaluation.csv').read_text()
 
 
 def truncated(datasets):

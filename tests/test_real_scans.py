@@ -1,24 +1,19 @@
 """The whole path on real scans; geometry checked by independent pydicom code."""
 
 import json
-import resource
-import subprocess
-import sys
 
-import jax
-import jax.numpy as jnp
+import highdicom
 import nibabel
 import numpy as np
 import pydicom
 import pytest
-from conftest import ROOT, run_job
+from conftest import run_job
+from nibabel.affines import from_matvec
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from covid3way.scans import nifti, source
-from covid3way.segmentation import aggregators
-from covid3way.segmentation.model import Model, ModelSpec, write_model
 from covid3way.segmentation.quantify import LEFT, RIGHT
 from covid3way.standard import space as spaces
-from covid3way.training import views
 
 SCANS = ('covid-ct-md/P001', 'covid-ct-md/normal001', 'lung1-003/ct', 'lung-dx-A0002')
 
@@ -70,21 +65,65 @@ def check_outputs(folder, series):
   return report
 
 
-@pytest.mark.parametrize('name', SCANS)
-def test_masks_have_the_series_shape_and_affine(name, real_data, quickstart, tmp_path):
-  run_job(
-    'predict',
-    tmp_path,
-    input=str(real_data / name),
-    model=str(quickstart / 'model'),
+def check_dicom(folder):
+  """Each segment has the NIfTI mask's voxels: highdicom's places against nibabel's."""
+  seg = highdicom.seg.segread(folder / 'infection.dcm')
+  volume = seg.get_volume(combine_segments=False, rescale_fractional=False)
+  numbers = volume.get_channel_values('ReferencedSegmentNumber')
+  images = {n: nibabel.load(folder / f'{n}.nii.gz') for n in ('infection', 'lungs')}
+  voxels = {name: np.asarray(image.dataobj) for name, image in images.items()}
+  affine = images['lungs'].affine
+  places = np.linalg.inv(affine) @ np.diag([-1, -1, 1, 1]) @ volume.affine
+  turn = io_orientation(places)
+  back = places @ inv_ornt_aff(turn, volume.array.shape[:3])
+  start = np.rint(back[:3, 3]).astype(int)
+  np.testing.assert_allclose(back, from_matvec(np.eye(3), start), atol=1e-3)
+  for number, name, label in (
+    (1, 'infection', 1),
+    (2, 'lungs', LEFT),
+    (3, 'lungs', RIGHT),
+  ):
+    segment = volume.array[..., numbers.index(number)] > 0
+    found = np.zeros(voxels[name].shape, bool)
+    part = apply_orientation(segment, turn)
+    found[tuple(slice(a, a + n) for a, n in zip(start, part.shape, strict=True))] = part
+    assert np.array_equal(found, voxels[name] == label), (name, label)
+
+
+def check_page(folder, report):
+  """A page that says the share, as the numbers do."""
+  page = (folder / 'report.html').read_text()
+  assert f'<strong>{report["infected_percent"]:.2f} %</strong> of the lungs' in page
+
+
+def check_quantify(folder, series, workdir):
+  """The job says of the masks what predict said."""
+  run_job('quantify', workdir, input=str(series), predictions=str(folder.parent))
+  first, again = (
+    json.loads((each / folder.name / 'quantification.json').read_text())
+    for each in (folder.parent, workdir)
   )
-  (folder,) = [p for p in tmp_path.iterdir() if p.is_dir()]
-  report = check_outputs(folder, real_data / name)
+  for report in (first, again):
+    del report['checksum']
+  assert again.pop('masks') and again == first
+
+
+@pytest.mark.parametrize('name', SCANS)
+def test_every_output_of_a_real_scan(name, real_data, quickstart, tmp_path):
+  """Masks of the series' shape and affine; DICOM, page and quantify that agree."""
+  series, workdir = real_data / name, tmp_path / 'predicted'
+  model, export = str(quickstart / 'model'), {'dicom': True}
+  run_job('predict', workdir, input=str(series), model=model, export=export)
+  (folder,) = [p for p in workdir.iterdir() if p.is_dir()]
+  report = check_outputs(folder, series)
   assert 2000 < report['lung_ml'] < 8000
   tagged = name != 'lung1-003/ct'
   assert report['window']['source'] == ('dicom tag' if tagged else 'default')
   if tagged:  # Of 50/350 and -600/1200, the lung window.
     assert (report['window']['level_hu'], report['window']['width_hu']) == (-600, 1200)
+  check_dicom(folder)
+  check_page(folder, report)
+  check_quantify(folder, series, tmp_path / 'quantified')
 
 
 @pytest.mark.parametrize('name', ['lung1-003/ct', 'lung-dx-A0002'])
@@ -106,40 +145,3 @@ def test_lung_mask_survives_the_way_there_and_back(name, real_data):
   assert back.shape == lungs.shape
   dice = 2 * (back & (lungs > 0)).sum() / (back.sum() + (lungs > 0).sum())
   assert dice >= 0.98
-
-
-@pytest.fixture
-def released_size(tmp_path):
-  """A model at 512^3 with networks of the released size, untrained."""
-  spec = ModelSpec(
-    'infection', (512, 512, 512), (-5.0, -2.0, 0.0, 2.0, 5.0), (16, 32, 64, 128, 256)
-  )
-  variables = {
-    view: spec.network.init(jax.random.key(i), jnp.zeros((1, 16, 16, 5)), train=False)
-    for i, view in enumerate(views.NORMAL_AXIS)
-  }
-  model = Model(spec, variables, aggregators.plain(tuple(variables)))
-  write_model(tmp_path / 'model', model, {})
-  return tmp_path / 'model'
-
-
-@pytest.mark.slow
-def test_full_size_prediction_stays_within_6_gib(real_data, released_size, tmp_path):
-  series = real_data / 'covid-ct-md' / 'P001'
-  subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'covid3way.main',
-      '--config=configs/predict.py',
-      f'--workdir={tmp_path / "out"}',
-      f'--config.input={series}',
-      f'--config.model={released_size}',
-    ],
-    cwd=ROOT,
-    check=True,
-  )
-  peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-  (folder,) = [p for p in (tmp_path / 'out').iterdir() if p.is_dir()]
-  check_outputs(folder, series)
-  assert peak_gib <= 6, f'peak memory {peak_gib:.2f} GiB'

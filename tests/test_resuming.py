@@ -161,6 +161,7 @@ SGD = (
 )
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one_does_and_may_become_one_on_the_way(
   quickstart, tmp_path
 ):

@@ -108,7 +108,7 @@ def test_infection_outside_the_lungs_does_not_count():
 
 def test_no_lung_has_no_thirds():
   with pytest.raises(ValueError, match='empty'):
-    quantify.thirds(np.zeros((2, 2, 2), bool))
+    quantify.quantify(*np.zeros((2, 2, 2, 2), np.uint8), 1.0)
 
 
 def blocks(columns):

@@ -96,6 +96,7 @@ def asides(workdir):
   return {name for name in names if '.partial.' in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('job', JOBS)
 def test_a_shard_that_is_killed_leaves_nothing_that_a_rerun_takes_for_finished(
   job, whole, manifest, tmp_path

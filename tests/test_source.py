@@ -1,5 +1,8 @@
+import errno
 import hashlib
+import os
 import zipfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -8,6 +11,8 @@ import series
 
 from covid3way import base
 from covid3way.scans import source
+from covid3way.scans.dicom_files import CtFile, File
+from covid3way.scans.dicom_pixels import Pixels
 
 
 def dicom_folder(path, **tags):
@@ -86,6 +91,11 @@ HASHED = 'scan-' + hashlib.sha256(b'1.2.3.4').hexdigest()[:8]
       {'PatientName': 'M\u00fcller^Ann', 'SpecificCharacterSet': 'ISO_IR 192'},
     ),
     ('Li Wu', {'PatientName': 'Li^Wu'}),
+    ('Wu_Li', {'PatientName': 'Li^Wu'}),
+    ('24.12.1961', {'PatientBirthDate': '19611224'}),
+    ('1.2.3.4', {}),
+    ('ACC20201234', {'AccessionNumber': 'ACC20201234'}),
+    ('ct 20200304', {'StudyDate': '20200304'}),
   ],
 )
 def test_names_of_patients_become_hashes(tmp_path, folder, tags):
@@ -169,6 +179,93 @@ def test_a_broken_scan_is_told_when_it_is_read(tmp_path):
   with pytest.raises(base.NoCtError, match=r'^a: no CT image'):
     source.read_scan(broken)
   assert source.read_scan(sound).hu.shape == (6, 7, 5)
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+  """A folder that may not be listed; as root may anything, the system refuses it."""
+  folder = tmp_path / 'cohort' / 'jane' / 'locked'
+  folder.mkdir(parents=True)
+
+  def refusing(whole):
+    def listed(path='.'):
+      if Path(path) == folder:
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+      return whole(path)
+
+    return listed
+
+  for name in ('scandir', 'listdir'):
+    monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+  return folder
+
+
+def test_a_scan_is_not_shortened_by_a_folder_that_may_not_be_read(locked):
+  dicom_folder(locked.parent)
+  cohort = locked.parent.parent
+  assert ids(cohort) == ids(locked.parent) == [HASHED]
+  (row,) = source.resolve(cohort)
+  with pytest.raises(base.InputError, match=f'{HASHED}: a folder in it may not be'):
+    source.read_scan(row)
+
+
+def test_a_scan_that_may_not_be_read_at_all_is_one_of_the_cohort(locked):
+  dicom_folder(locked.parent.parent / 'b')
+  refused, sound = source.resolve(locked.parent.parent)[::-1]
+  assert source.read_scan(sound).hu.shape == (6, 7, 5)
+  with pytest.raises(base.InputError, match='jane: a folder in it may not be read'):
+    source.read_scan(refused)
+
+
+def test_hidden_folders_are_not_looked_into(locked):
+  locked.rename(locked.with_name('.locked'))
+  dicom_folder(locked.parent / 'b')
+  (row,) = source.resolve(locked.parent.parent)
+  assert source.read_scan(row).hu.shape == (6, 7, 5)
+
+
+def test_what_the_system_refuses_is_told_without_the_path(locked, tmp_path):
+  (tmp_path / 'dir.csv').mkdir()
+  table = tmp_path / 'long.csv'
+  table.write_text(f'patient_id,scan_id,image\np,s,{"x" * 300}\n')
+  for path, found in (
+    (locked, 'locked: cannot be read .Permission denied'),
+    (tmp_path / 'dir.csv', 'dir.csv: cannot be read .Is a directory'),
+    (tmp_path / ('y' * 300), '^y{90}: cannot be read .File name too long'),
+    (table, 'long.csv: line 2, column image: no file x{300}'),
+  ):
+    with pytest.raises(base.Covid3wayError, match=found) as caught:
+      source.resolve(path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_one_damaged_archive_is_told_when_it_is_read(tmp_path):
+  """What zipfile raises on these has three names."""
+  for name in 'abcd':
+    with zipfile.ZipFile(tmp_path / f'{name}.zip', 'w') as archive:
+      for k, dataset in enumerate(series.slices()):
+        archive.writestr(f'\u00e9{k}', series.to_bytes(dataset))
+  whole = (tmp_path / 'a.zip').read_bytes()
+  directory = whole.index(b'PK\1\2')
+  places = {'b': whole.rindex(b'\xc3\xa9'), 'c': directory + 6, 'd': directory}
+  for name, place in places.items():
+    damaged = whole[:place] + b'\xff' + whole[place + 1 :]
+    (tmp_path / f'{name}.zip').write_bytes(damaged)
+  sound, *broken = source.resolve(tmp_path)
+  assert source.read_scan(sound).hu.shape == (6, 7, 5)
+  for row, name in zip(broken, places, strict=True):
+    with pytest.raises(base.DamagedFileError, match=f'{name}.zip is not a whole .zip'):
+      source.read_scan(row)
+
+
+@pytest.mark.parametrize('error', [OSError(errno.EIO, 'gone'), zipfile.BadZipFile()])
+def test_a_file_that_is_gone_when_its_pixels_are_read(error):
+  def refuse():
+    raise error
+
+  images = [CtFile(File('a', refuse), series.slices()[0])]
+  with pytest.raises(base.DamagedFileError, match='s: file a can no longer be read'):
+    next(Pixels('s').read(images))
 
 
 def test_real_cohort():

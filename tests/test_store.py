@@ -122,6 +122,13 @@ def test_other_errors_stay_themselves_and_the_old_file_stays(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_with_a_name_keeps_it(tmp_path):
+  """A reader's is not told as the disk's refusal to write."""
+  with pytest.raises(InputError, match='a: cannot be read'):
+    with files.whole(tmp_path / 'a.txt'):
+      raise InputError('a', f'cannot be read ({os.strerror(errno.EACCES)})', 'look')
+
+
 def test_a_folder_replaces_a_folder(tmp_path):
   for content in ('1', '2'):
     with files.whole(tmp_path / 'd') as aside:
@@ -171,6 +178,9 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeyp
     (aside / 'sub' / 'a').write_text('1')
     (aside / 'b').write_text('2')
   assert set(synced[:-2]) == {aside.name, 'sub', 'a', 'b'}
+  assert synced[-2:] == ['named', tmp_path.name]
+  monkeypatch.setattr(os, 'link', naming)
+  files.write_json_once(tmp_path / 'c.json', {})
   assert synced[-2:] == ['named', tmp_path.name]
 
 

@@ -177,10 +177,17 @@ def slices_at(shifts_mm):
 
 
 def test_a_grid_stays_within_bounds_however_close_some_slices_are():
-  along = [0, 0.02, 0.04, 0.06, 50, 100, 150, 200]
+  along = [0, 2.1, 4.2, 6.3, 56, 106, 156, 206]
   planes = [dicom_geometry.plane(d) for d in slices_at(shifts(along))]
   grid = dicom_geometry.stack(planes, scan_id='s1').grid
-  assert grid.native_shape[2] <= 8 * 8 + 1
+  assert grid.native_shape[2] == 3 * len(along) + 1
+
+
+def test_a_few_slices_close_together_do_not_set_the_increment():
+  along = np.r_[0:300:1.0, 300:300.9:0.2, 301:600:1.0]
+  planes = [dicom_geometry.plane(d) for d in slices_at(shifts(along))]
+  grid = dicom_geometry.stack(planes, scan_id='s1').grid
+  assert grid.native_shape[2] == 600
 
 
 def test_slices_that_lie_anyhow_are_refused():

@@ -1,6 +1,7 @@
 """Losses, views and the step: known answers, and 4 devices = 1 device."""
 
 import functools
+import shutil
 import time
 
 import jax
@@ -278,6 +279,28 @@ def test_the_best_and_the_last_state_are_kept(tmp_path):
   variables, figures = checkpoints.best(tmp_path)
   assert figures == rows
   jax.tree.map(np.testing.assert_array_equal, variables, states[1].variables)
+
+
+def test_a_best_state_that_is_lost_is_told(tmp_path):
+  state, figures, dice = fresh(), [], (0.3, 0.9, 0.9, 0.5)
+  with checkpoints.keeping(tmp_path) as keeper:
+    for step, each in enumerate(dice, start=1):
+      figures.append({'step': step, 'validation_dice': each})
+      keeper.keep(state.replace(step=np.int32(step)), figures)
+  kept = {p.name for p in tmp_path.iterdir()}
+  assert len(kept) == 2 and 'step_4' in kept  # Of two as good one is enough.
+  checkpoints.best(tmp_path)
+  (lost,) = kept - {'step_4'}
+  shutil.rmtree(tmp_path / lost)
+  remedy = r'the best checkpoint \(validation Dice 0.900\) is absent; .* begins anew'
+  with pytest.raises(ModelError, match=remedy):
+    checkpoints.best(tmp_path)
+  with checkpoints.keeping(tmp_path) as keeper:
+    with pytest.raises(ModelError, match=remedy):
+      keeper.last(state)
+  shutil.rmtree(tmp_path / 'step_4')  # As the remedy says.
+  with checkpoints.keeping(tmp_path) as keeper:
+    assert keeper.last(state)[1] == []
 
 
 def test_nothing_kept_is_an_error(tmp_path):

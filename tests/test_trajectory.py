@@ -387,6 +387,7 @@ def spread_from_seed(settings, n=48, steps=100, radius=2, prior=None, keys=None)
   return np.asarray(after.infection)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('clustering', [1.0, 3.0])
 def test_growth_has_no_preferred_direction(clustering):
   every = spread_from_seed(

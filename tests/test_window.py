@@ -15,7 +15,7 @@ from covid3way.standard.lungs import find_lungs
 from covid3way.standard.space import normalise
 from covid3way.standard.window import check_choice, estimate_window
 
-DEFAULT = (-555.0, 1111.0)
+OTHER = Window(-555.0, 1111.0, 'scanner table')
 
 
 def chest(lung_hu=-850.0, tissue_hu=40.0, fat_share=0.6, n=40):
@@ -37,7 +37,7 @@ def chest(lung_hu=-850.0, tissue_hu=40.0, fat_share=0.6, n=40):
 @pytest.mark.parametrize('fat_share', [0.0, 0.3, 0.6])
 def test_a_nominal_scan_gets_the_nominal_window(fat_share):
   """However fat the patient: what is taken for soft tissue is not fat."""
-  window, warnings = estimate_window(*chest(fat_share=fat_share), default=DEFAULT)
+  window, warnings = estimate_window(*chest(fat_share=fat_share), otherwise=OTHER)
   assert window.source == 'auto'
   assert window.level_hu == pytest.approx(-600, abs=5)
   assert window.width_hu == pytest.approx(1200, abs=10)
@@ -51,7 +51,7 @@ def test_a_miscalibrated_scanner_gives_the_same_signal(gain, offset):
   hu, lungs = chest()
   off = gain * hu + offset
   one, other = (
-    normalise(each, estimate_window(each, lungs, default=DEFAULT)[0])
+    normalise(each, estimate_window(each, lungs, otherwise=OTHER)[0])
     for each in (hu, off)
   )
   np.testing.assert_allclose(one, other, atol=0.005)
@@ -64,7 +64,7 @@ def test_a_miscalibrated_real_scan_gives_the_same_signal():
   for gain, offset in ((1, 0), (0.9, 30), (1.1, 40)):
     hu = np.maximum(gain * scan.hu + offset, -1024).astype(np.float32)
     lungs, _ = find_lungs(hu, scan.grid.spacing_mm)
-    window, _ = estimate_window(hu, lungs, default=DEFAULT)
+    window, _ = estimate_window(hu, lungs, otherwise=OTHER)
     assert window.source == 'auto'
     windows.append(
       [normalise(gain * h + offset, window) for h in (-850.0, -600.0, -300.0, 40.0)]
@@ -83,18 +83,19 @@ def test_a_miscalibrated_real_scan_gives_the_same_signal():
     ({'lung_hu': -550.0, 'fat_share': 1.0}, 'at -110 HU'),
   ],
 )
-def test_a_scan_that_tells_too_little_gets_the_default(changes, words):
-  window, warnings = estimate_window(*chest(**changes), default=DEFAULT)
-  assert window == Window(*DEFAULT, 'default')
+def test_a_scan_that_tells_too_little_gets_the_known_window(changes, words):
+  window, warnings = estimate_window(*chest(**changes), otherwise=OTHER)
+  assert window == OTHER
   (warning,) = warnings
   assert warning.kind == WarningKind.WINDOW_ASSUMED
-  assert words in warning.message and '-555/1111' in warning.message
+  assert words in warning.message
+  assert '-555/1111 HU, scanner table' in warning.message
 
 
-def test_no_lung_at_all_gets_the_default():
+def test_no_lung_at_all_gets_the_known_window():
   hu, lungs = chest()
-  window, _ = estimate_window(hu, np.zeros_like(lungs), default=DEFAULT)
-  assert window.source == 'default'
+  window, _ = estimate_window(hu, np.zeros_like(lungs), otherwise=OTHER)
+  assert window == OTHER
 
 
 def of_row(choice, **changes):

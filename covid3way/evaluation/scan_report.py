@@ -60,7 +60,11 @@ def write_page(path: Path, report: Mapping[str, Any], overview_png: Path) -> Non
 def _about(report: Mapping[str, Any]) -> dict[str, str]:
   """What is known of the scan, to be shown first."""
   day, stage = report.get('day'), report.get('stage')
-  known = {'Day': None if day is None else f'{day:g}', 'Stage': stage}
+  known = {
+    'Day': None if day is None else f'{day:g}',
+    'Stage': stage,
+    'Masks given, not found here': ', '.join(report.get('given', ())),
+  }
   return {name: value for name, value in known.items() if value}
 
 

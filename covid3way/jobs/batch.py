@@ -206,17 +206,27 @@ def for_each(
     except Exception as error:  # Even a defect of ours must not cost the others.
       if len(items) == 1:
         raise
-      known = isinstance(error, Covid3wayError)
-      told = str(error) if known else f'{name}: {type(error).__name__}: {error}'
-      failures[name] = told
+      # The words of another one may hold anything, a path named after a patient.
+      defect = f'{name}: {type(error).__name__}, a defect of this program; see --debug'
+      failures[name] = str(error) if isinstance(error, Covid3wayError) else defect
       logging.debug('%s', traceback.format_exc())
     outcome = failures.get(name, f'{name}: done')
     progress.say(f'{what} {number}/{len(mine)}: {outcome}')
-  report = workdir / shard.report(what)
   # The whole job has tried again what failed in its shards.
-  tried = workdir.glob(f'failures-{what}-*of*.json') if shard.is_whole else []
-  for path in (report, *tried):
+  for path in workdir.glob(f'failures-{what}-*of*.json') if shard.is_whole else ():
     path.unlink(missing_ok=True)
+  report_failures(failures, len(mine), workdir / shard.report(what), kind=kind)
+
+
+def report_failures(
+  failures: Mapping[str, str], count: int, path: Path, *, kind: str = 'scans'
+) -> None:
+  """Writes what failed, by name, in place of what an earlier run wrote.
+
+  Raises:
+    SomeFailedError: there is something.
+  """
+  path.unlink(missing_ok=True)
   if failures:
-    write_json(report, failures)
-    raise SomeFailedError(f'{len(failures)} of {len(mine)} {kind} failed, see {report}')
+    write_json(path, failures)
+    raise SomeFailedError(f'{len(failures)} of {count} {kind} failed, see {path}')

@@ -30,12 +30,13 @@ from covid3way.evaluation.checking.text import summary, text, verdicts
 from covid3way.jobs.batch import (
   WHOLE_JOB,
   Shard,
-  SomeFailedError,
   for_each_scan,
+  report_failures,
   required,
 )
 from covid3way.jobs.preprocess import lungs_of, voxels_sha256, window_of
 from covid3way.scans import nifti, source
+from covid3way.scans.dicom_files import walk
 from covid3way.scans.files import read_json, sealed, sweep, whole, write_json
 from covid3way.scans.identity import first_identity
 from covid3way.scans.lobes import named_lobes
@@ -101,15 +102,14 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   if simulated := len(everything) - len(rows):
     progress.say(f'{simulated} simulated scans are left out')
   sweep(workdir)
+  records = []
   for_each_scan(
     rows,
-    lambda row: _facts(row, config, workdir),
+    lambda row: records.append(_record(row, _facts(row, config, workdir))),
     what='check',
     workdir=workdir,
     shard=shard,
   )
-  mine = rows[shard.index :: shard.of]
-  records = [_record(row, _facts(row, config, workdir)) for row in mine]
   findings = [found for record in records for found in scan_findings(record)]
   if shard.is_whole:
     findings += _together(rows, records, config)
@@ -147,7 +147,10 @@ def _facts(row: ManifestRow, config: ConfigDict, workdir: Path) -> Facts:
     if facts.get('inputs_sha256') == inputs:
       return facts
   facts = {'inputs_sha256': inputs, **_measured(row, config)}
-  write_json(path, sealed(facts))
+  if facts['errors']:  # Their cause may go without a trace: permissions, a network.
+    path.unlink(missing_ok=True)
+  else:
+    write_json(path, sealed(facts))
   return facts
 
 
@@ -155,14 +158,16 @@ def _inputs_sha256(row: ManifestRow, config: ConfigDict) -> str:
   """Of size and time of all files of a scan, and of what else decides on the facts."""
   files = (row.image, *(getattr(row, mask) for mask in _MASKS))
   settings = config.window.to_dict(), config.space.shape
-  told = [row.window, row.scanner, row.domain, *settings, *map(_stamps, files)]
+  about = row.window, row.scanner, row.domain
+  told = [*about, *settings, *map(str, files), *map(_stamps, files)]
   return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def _stamps(path: Path | None) -> list[tuple[int, int]]:
   if path is None:
     return []
-  files = sorted(p for p in path.rglob('*') if p.is_file()) if path.is_dir() else [path]
+  unread = []  # Told when the scan is read.
+  files = sorted(walk(path, unread.append)) if path.is_dir() else [path]
   return [(stat.st_size, stat.st_mtime_ns) for stat in (p.stat() for p in files)]
 
 
@@ -326,8 +331,4 @@ def _tell_failures(
       for scan_id in finding.scans:
         told = f'{scan_id}: {finding.code}: {finding.found}; {finding.remedy}'
         failures.setdefault(scan_id, told)
-  if failures:
-    write_json(path, failures)
-    raise SomeFailedError(
-      f'{len(failures)} of {len(records)} scans have errors, see {path}'
-    )
+  report_failures(failures, len(records), path)

@@ -18,7 +18,7 @@ from covid3way.evaluation import surfaces
 from covid3way.evaluation.metrics import dice
 from covid3way.evaluation.results import EVALUATIONS, METRICS, SCAN, Row, write_rows
 from covid3way.jobs import testing
-from covid3way.jobs.batch import required
+from covid3way.jobs.batch import WHOLE_JOB, report_failures, required
 from covid3way.scans import nifti, nnunet
 from covid3way.scans.manifest import ManifestRow, read_manifest
 from covid3way.standard import space as spaces
@@ -38,6 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     InputError: there is no such folder.
     ConfigError: an unknown evaluation.
+    SomeFailedError: scans with a reference could not be compared.
   """
   rows = read_manifest(Path(required(config, 'input')))
   folder = Path(required(config, 'predictions'))
@@ -49,19 +50,22 @@ def run(config: ConfigDict, workdir: Path) -> None:
     remedy = f'use some of {", ".join(EVALUATIONS)}'
     raise ConfigError('config.evaluation.kinds', f'{kinds}', remedy)
   space = spaces.StandardSpace(tuple(config.space.shape))
-  table, compared = [], []
+  table, compared, failures = [], [], {}
   for row in progress.track(rows, what='evaluate'):
     path = _prediction(folder, row.scan_id)
     found = _evaluate(row, path, space, kinds)
     table += found
-    if found[0]['status'] == 'ok':
+    if (status := found[0]['status']) == 'ok':
       compared.append((row.infection_mask, path))
+    elif row.infection_mask:
+      failures[row.scan_id] = f'{row.scan_id}: {status}'
     _tell(row.scan_id, found)
   table += _strangers(folder, {row.scan_id for row in rows}, kinds)
   write_rows(workdir / 'evaluation.csv', _COLUMNS, table)
   if compared:
     nnunet.write_summary(workdir / 'summary.json', compared, merged=True)
   progress.say(f'{len(compared)} of {len(rows)} scans compared: {workdir}')
+  report_failures(failures, len(rows), workdir / WHOLE_JOB.report('evaluate'))
 
 
 def _prediction(folder: Path, scan_id: str) -> Path | None:

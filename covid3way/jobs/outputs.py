@@ -4,7 +4,8 @@ import collections
 import contextlib
 import csv
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from covid3way.base import (
   Window,
 )
 from covid3way.evaluation import figures, patient_course, scan_report
-from covid3way.jobs.batch import versions
+from covid3way.jobs.batch import Shard, for_each_scan, versions
 from covid3way.scans import dicom_seg, dicom_source, dicom_sr, nifti
-from covid3way.scans.files import read_json, sealed, whole, write_json
+from covid3way.scans.files import read_json, sealed, sha256, whole, write_json
 from covid3way.scans.lobes import named_lobes
 from covid3way.scans.manifest import ManifestRow, file_name
 from covid3way.segmentation.quantify import densities, quantify
+from covid3way.standard.space import Region
 from covid3way.standard.window import check_choice
 
 REPORT = 'quantification.json'
 JOBS = ('predict', 'quantify')
-_GIVEN = 'a mask that was given'  # In place of a model.
 
 _COLUMNS = (
   'scan_id',
@@ -48,8 +49,6 @@ _COLUMNS = (
   'warnings',
 )
 
-Slab = tuple[slice, slice, slice]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Finding:
@@ -63,7 +62,8 @@ class Finding:
     warnings: all of them.
     lobes: (x, y, z) uint8, where a mask of them was given.
     probabilities: by file name: what gives a part of (x, y, z) float32 in [0, 1].
-    about: further JSON values for the report: the model, how far its views agree.
+    about: further JSON values for the report: the model, how far its views agree;
+      `given` names the masks that nobody here found, of infection and lungs.
   """
 
   scan: Scan
@@ -72,7 +72,7 @@ class Finding:
   window: Window
   warnings: tuple[ScanWarning, ...]
   lobes: np.ndarray | None = None
-  probabilities: Mapping[str, Callable[[Slab], np.ndarray]] = dataclasses.field(
+  probabilities: Mapping[str, Callable[[Region], np.ndarray]] = dataclasses.field(
     default_factory=dict
   )
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -159,6 +159,8 @@ def write(folder: Path, row: ManifestRow, found: Finding, export: ConfigDict) ->
     scan_report.write_page(aside / 'report.html', report, aside / 'overview.png')
     if export.dicom:
       _write_dicom(aside, row, found, report, export)
+    # By which the mask is known as the one that all this is about.
+    report['infection_sha256'] = sha256(aside / 'infection.nii.gz')
     write_json(aside / REPORT, sealed(report))
 
 
@@ -181,27 +183,53 @@ def _write_dicom(
   export: ConfigDict,
 ) -> None:
   grid, identified = found.scan.grid, export.identified
-  model = found.about.get('model', {}).get('sha256', _GIVEN)
+  model = found.about.get('model', {}).get('sha256', 'none')
   source = dicom_source.read(
     row.image, grid, scan_id=row.scan_id, identified=identified
   )
   masks = found.infection, found.lungs
   segmentation = dicom_seg.write_seg(
-    folder / 'infection.dcm', source, *masks, grid, model=model
+    folder / 'infection.dcm',
+    source,
+    *masks,
+    grid,
+    model=model,
+    given=found.about['given'],
   )
   if 'probability' in found.probabilities:
     part = found.probabilities['probability']
     dicom_seg.write_probability(
       folder / 'probability.dcm', source, part, grid, model=model
     )
+  window = found.window
   dicom_sr.write_sr(
     folder / 'measurements.dcm',
     source,
     report,
     segmentation,
     model=model,
-    comments=[warning.message for warning in found.warnings],
+    comments=[
+      *(f'the mask of the {name} was given' for name in found.about['given']),
+      f'window {window.level_hu:g}/{window.width_hu:g} HU: {window.source}',
+      *(f'{warning.kind}: {warning.message}' for warning in found.warnings),
+    ],
   )
+
+
+def for_each_folder(
+  rows: Sequence[ManifestRow],
+  work: Callable[[ManifestRow], Any],
+  *,
+  what: str,
+  workdir: Path,
+  shard: Shard,
+) -> None:
+  """`batch.for_each_scan`, and then the tables of all that is done."""
+  try:
+    for_each_scan(rows, work, what=what, workdir=workdir, shard=shard)
+  finally:
+    if shard.is_whole:
+      write_tables(rows, workdir)
 
 
 def write_tables(rows: Iterable[ManifestRow], workdir: Path) -> None:
@@ -212,7 +240,8 @@ def write_tables(rows: Iterable[ManifestRow], workdir: Path) -> None:
   """
   done = []
   for row in rows:
-    with contextlib.suppress(DamagedFileError):  # Told when the scan was come to.
+    # Told when the scan was come to.
+    with contextlib.suppress(DamagedFileError, InputError):
       if report := read_report(workdir / row.scan_id):
         done.append((row, report))
   path = workdir / 'quantification.csv'
@@ -222,9 +251,12 @@ def write_tables(rows: Iterable[ManifestRow], workdir: Path) -> None:
     table.writerows(_table_row(report) for _, report in done)
   patients = collections.defaultdict(list)
   for row, report in done:
-    patients[file_name(row.patient_id, 'patient')].append(report)
+    # The manifest may have been corrected since.
+    patients[file_name(row.patient_id, 'patient')].append(report | {'day': row.day})
   for name, reports in patients.items():
-    patient_course.write_course(workdir / 'courses' / name, name, reports)
+    course = workdir / 'courses' / name
+    if not patient_course.write_course(course, name, reports):
+      shutil.rmtree(course, ignore_errors=True)
 
 
 def _report(row: ManifestRow, found: Finding) -> dict[str, Any]:

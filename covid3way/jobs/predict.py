@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from covid3way.base import ConfigError, InputError, ModelError
+from covid3way.base import (
+  ConfigError,
+  InputError,
+  ModelError,
+  ScanWarning,
+  WarningKind,
+  Window,
+)
 from covid3way.jobs import outputs
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, required
 from covid3way.jobs.preprocess import read_and_cast
 from covid3way.scans import source
 from covid3way.scans.manifest import ManifestRow
@@ -19,6 +26,7 @@ from covid3way.segmentation.model import Model, read_model
 from covid3way.segmentation.quantify import disagreement, disagreement_warnings
 from covid3way.segmentation.three_way import aggregate
 from covid3way.standard import space as spaces
+from covid3way.standard.window import ESTIMATED
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
@@ -41,17 +49,13 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   }
   outputs.check(config, workdir, 'predict')
   claim(workdir, 'predict', settings)
-  try:
-    for_each_scan(
-      rows,
-      lambda row: _predict_scan(row, model, config, workdir),
-      what='predict',
-      workdir=workdir,
-      shard=shard,
-    )
-  finally:
-    if shard.is_whole:
-      outputs.write_tables(rows, workdir)
+  outputs.for_each_folder(
+    rows,
+    lambda row: _predict_scan(row, model, config, workdir),
+    what='predict',
+    workdir=workdir,
+    shard=shard,
+  )
 
 
 def _with_threshold(model: Model, threshold: float | None) -> Model:
@@ -110,13 +114,18 @@ def _find(row: ManifestRow, model: Model, config) -> outputs.Finding:
       'aggregator': aggregators.to_json(model.aggregator),
     },
     'disagreement': differ,
+    'given': ['lungs'] if row.lung_mask else [],
   }
   return outputs.Finding(
     scan,
     spaces.return_mask(mask, standard.placement) & (lungs > 0),
     lungs,
     standard.window,
-    standard.warnings + disagreement_warnings(differ),
+    (
+      *standard.warnings,
+      *_window_warnings(standard.window, model),
+      *disagreement_warnings(differ),
+    ),
     lobes,
     {
       name: _on_own_grid(volume, scale, standard.placement, lungs)
@@ -124,6 +133,19 @@ def _find(row: ManifestRow, model: Model, config) -> outputs.Finding:
     },
     about,
   )
+
+
+def _window_warnings(window: Window, model: Model) -> tuple[ScanWarning, ...]:
+  """Says so where only this scan's window, or only the training's, was estimated."""
+  trained = {source == ESTIMATED for source in model.window_sources}
+  if not trained or (window.source == ESTIMATED) in trained:
+    return ()
+  sources = ', '.join(sorted(model.window_sources))
+  message = (
+    f'window: {window.source}; trained with: {sources}; '
+    'give config.window.choice as for the training'
+  )
+  return (ScanWarning(WarningKind.WINDOW_UNLIKE_TRAINING, message),)
 
 
 def _on_own_grid(

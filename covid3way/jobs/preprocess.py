@@ -15,7 +15,12 @@ from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces
 from covid3way.standard.cast import StandardScan, cast
 from covid3way.standard.lungs import find_lungs, take_lungs
-from covid3way.standard.window import check_choice, choose_window, estimate_window
+from covid3way.standard.window import (
+  ESTIMATED,
+  check_choice,
+  choose_window,
+  estimate_window,
+)
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
@@ -152,13 +157,13 @@ def window_of(
   Raises:
     ConfigError: an unknown choice.
   """
-  default = settings.level_hu, settings.width_hu
-  if check_choice(settings.choice) == 'auto' and row.window is None:
-    return estimate_window(scan.hu, lungs, default=default)
-  return choose_window(
+  window, warnings = choose_window(
     manifest=row.window,
     scanner=row.scanner,
     scanners=settings.scanners,
     tags=scan.windows,
-    default=default,
+    default=(settings.level_hu, settings.width_hu),
   )
+  if check_choice(settings.choice) == ESTIMATED and row.window is None:
+    return estimate_window(scan.hu, lungs, otherwise=window)
+  return window, warnings

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from covid3way.base import InputError, Scan, ScanWarning, WarningKind
 from covid3way.jobs import outputs
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
+from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, required
 from covid3way.jobs.preprocess import lungs_of, window_of
 from covid3way.scans import nifti, source
 from covid3way.scans.files import sha256
@@ -17,7 +17,7 @@ from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation.quantify import disagreement_warnings
 
 # Of the report beside a mask: what cannot be measured of the mask.
-_KEPT = ('model', 'disagreement')
+_KEPT = ('model', 'disagreement', 'given')
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
@@ -35,17 +35,13 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   settings = {'window': config.window.to_dict(), 'export': config.export.to_dict()}
   outputs.check(config, workdir, 'quantify')
   claim(workdir, 'quantify', settings)
-  try:
-    for_each_scan(
-      rows,
-      lambda row: _quantify_scan(row, config, workdir),
-      what='quantify',
-      workdir=workdir,
-      shard=shard,
-    )
-  finally:
-    if shard.is_whole:
-      outputs.write_tables(rows, workdir)
+  outputs.for_each_folder(
+    rows,
+    lambda row: _quantify_scan(row, config, workdir),
+    what='quantify',
+    workdir=workdir,
+    shard=shard,
+  )
 
 
 def _predicted(row: ManifestRow, predictions: Path) -> ManifestRow:
@@ -71,12 +67,12 @@ def _quantify_scan(row: ManifestRow, config: ConfigDict, workdir: Path) -> None:
       "give it in the manifest's column infection_mask, or give --config.predictions",
     )
   folder = workdir / row.scan_id
-  given = {
+  files = {
     'infection': row.infection_mask,
     'lungs': row.lung_mask,
     'lobes': row.lobe_mask,
   }
-  masks = {f'{n}_sha256': sha256(path) for n, path in given.items() if path}
+  masks = {f'{n}_sha256': sha256(path) for n, path in files.items() if path}
   if (earlier := outputs.read_report(folder)) and earlier['masks'] == masks:
     return
   outputs.check_source(row, config.export)
@@ -84,7 +80,8 @@ def _quantify_scan(row: ManifestRow, config: ConfigDict, workdir: Path) -> None:
   infection = nifti.read_mask(row.infection_mask, scan.grid, scan_id=row.scan_id) > 0
   lungs, lung_warnings = lungs_of(row, scan)
   window, window_warnings = window_of(row, scan, lungs, config.window)
-  kept = _kept(row.infection_mask.parent)
+  given = ['infection', *(['lungs'] if row.lung_mask else [])]
+  kept = _kept(row.infection_mask.parent, masks['infection_sha256'])
   found = outputs.Finding(
     scan,
     infection,
@@ -98,7 +95,7 @@ def _quantify_scan(row: ManifestRow, config: ConfigDict, workdir: Path) -> None:
       *disagreement_warnings(kept.get('disagreement')),
     ),
     outputs.lobes_of(row, scan, lungs),
-    about={'masks': masks, **kept},
+    about={'masks': masks, 'given': given, **kept},
   )
   outputs.write(folder, row, found, config.export)
 
@@ -114,7 +111,9 @@ def _outside(
   return (ScanWarning(WarningKind.INFECTION_OUTSIDE_LUNGS, message),)
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-  """What a mask's own report says of where it comes from, if it has one."""
+def _kept(folder: Path, infection_sha256: str) -> dict[str, Any]:
+  """What the report beside a mask says of where it comes from, if it is of this one."""
   report = outputs.read_report(folder) or {}
+  if report.get('infection_sha256') != infection_sha256:
+    return {}
   return {name: report[name] for name in _KEPT if name in report}

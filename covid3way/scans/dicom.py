@@ -1,6 +1,7 @@
 """A DICOM CT series, single-frame or enhanced multi-frame -> `Scan`."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ from covid3way.scans.dicom_files import (
   damaged,
   open_files,
   quiet,
+  told_of,
 )
 from covid3way.scans.dicom_pixels import Pixels, transfer_syntax
-from covid3way.scans.identity import first_identity, series_hash
+from covid3way.scans.identity import identities, identity_of, plain, series_hash
 
 _GIVE_CT = 'give the folder, or .zip, that holds the slices of one CT series'
 # PS3.3, C.11.1.1.2: defined terms of RescaleType that are not, or not always, HU.
@@ -105,7 +107,7 @@ def _open_series(path: Path, scan_id: str) -> Iterator[_Series]:
   with (
     quiet(),
     open_files(path, scan_id=scan_id) as files,
-    _names_hidden(path, files),
+    _names_hidden(files),
   ):
     images, others = ct_files(files, scan_id=scan_id)
     _check_any(images, others, len(files), scan_id)
@@ -115,20 +117,18 @@ def _open_series(path: Path, scan_id: str) -> Iterator[_Series]:
 
 
 @contextlib.contextmanager
-def _names_hidden(path: Path, files: Sequence[File]) -> Iterator[None]:
-  """Keeps a patient's name out of errors, where a file is named after the patient."""
+def _names_hidden(files: Sequence[File]) -> Iterator[None]:
+  """Keeps names out of errors where files are named after a patient, or may be."""
   try:
     yield
   except base.Covid3wayError as error:
-    named = [f.name for f in files if f.name in error.found]
-    identity = first_identity(path) if named else None
-    found = error.found
-    for name in sorted(named, key=len, reverse=True):
-      if identity and identity.is_in(name):
-        found = found.replace(name, _HIDDEN)
-    if found == error.found:
-      raise
-    raise type(error)(error.subject, found, error.remedy) from None
+    for name in sorted({file.name for file in files}, key=len, reverse=True):
+      if error.found.startswith(told := told_of(name)):
+        known = list(identities(files))
+        if not known or any(identity.is_in(name) for identity in known):
+          found = told_of(_HIDDEN) + error.found.removeprefix(told)
+          raise type(error)(error.subject, found, error.remedy) from None
+    raise
 
 
 def _whole_header(file: File, scan_id: str) -> Dataset:
@@ -157,15 +157,15 @@ def _check_any(
 
 
 def _check_one_patient(images: Sequence[CtFile], scan_id: str) -> None:
-  for tag in ('PatientID', 'PatientName'):  # the name only where no file has an ID
-    values = {str(image.header.get(tag) or '').strip() for image in images} - {''}
-    if len(values) > 1:
+  for tag in ('PatientID', 'PatientName'):  # the name only where an ID is absent
+    values = {plain(str(image.header.get(tag) or '')) for image in images}
+    if len(values - {''}) > 1:
       raise base.MixedPatientsError(
         scan_id,
-        f'CT images of {len(values)} patients (by {tag})',
+        f'CT images of {len(values - {""})} patients (by {tag})',
         'give one folder per patient and scan',
       )
-    if values:
+    if '' not in values:
       return
 
 
@@ -235,13 +235,22 @@ def _provenance(series: Sequence[CtFile]) -> dict[str, Any]:
     'kvp': header.get('KVP'),
     'slice_thickness_mm': header.get('SliceThickness'),
   }
+  told = {k: _plain_words(v) for k, v in facts.items()}
+  identity = identity_of(header)
   return {
     'format': 'DICOM',
-    **{k: str(v) for k, v in facts.items() if v not in (None, '')},
+    **{k: v for k, v in told.items() if v and not identity.is_in(v)},
     'slices': len(series),
     'transfer_syntax': transfer_syntax(header).name,
     'series_sha256': series_hash(header),
   }
+
+
+def _plain_words(value: Any) -> str:
+  """A short technical value as text, else nothing: free text may hold anything."""
+  words = [value] if isinstance(value, str | None) else np.atleast_1d(value)
+  text = ' '.join(str(word) for word in words if word is not None)
+  return text if re.fullmatch(r'[A-Za-z0-9 ._+/-]{1,32}', text) else ''
 
 
 def _ignored(others: Counter[str]) -> list[ScanWarning]:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import io
+import os
+import stat
 import warnings
 import zipfile
 from collections import Counter
@@ -39,6 +41,13 @@ _TAGS = [
   'PatientID',
   'PatientBirthDate',
   'PatientIdentityRemoved',
+  'OtherPatientIDs',
+  'AccessionNumber',
+  'StudyID',
+  'StudyInstanceUID',
+  'StudyDate',
+  'SeriesDate',
+  'AcquisitionDate',
   'ImagePositionPatient',
   'ImageOrientationPatient',
   'PixelSpacing',
@@ -77,6 +86,8 @@ _ONE = {
   'HighBit': int,
 }
 _IN_FRAMES = {pydicom.datadict.tag_for_keyword(tag) for tag in _TAGS}
+# What a damaged directory of an archive raises, beside OSError.
+_NO_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError)
 NO_SENSE = 'has a header that makes no sense'
 _EXPORT_AGAIN = 'copy or export the series again'
 
@@ -119,32 +130,80 @@ def quiet() -> Iterator[None]:
 def open_files(path: Path, *, scan_id: str) -> Iterator[list[File]]:
   """All files of a folder (recursively), of a .zip (nothing is extracted), or one.
 
-  Hidden files, the file system's own, are left out.
+  Hidden files, the file system's own, are left out. A folder in it that may not be read
+  is told when it is come to, as a file is, so that whose scan it is can be seen first.
 
   Raises:
-    InputError: there is nothing at `path`.
+    InputError: there is nothing at `path`, or it may not be read.
     DamagedFileError: the archive is no archive.
   """
+  with contextlib.ExitStack() as opened:
+    try:
+      files = _found(path, scan_id, opened)
+    except OSError as error:
+      raise unreadable(scan_id, error) from None
+    yield files
+
+
+def walk(folder: Path, unread: Callable[[OSError], None]) -> Iterator[Path]:
+  """The files of a folder, recursively, hidden ones left out.
+
+  Args:
+    folder: to look into.
+    unread: told of each folder in it that may not be read.
+  """
+  for here, folders, names in os.walk(folder, onerror=unread):
+    folders[:] = [name for name in folders if not is_hidden(Path(name))]
+    shown = (Path(here, name) for name in names if not is_hidden(Path(name)))
+    yield from filter(_is_file, shown)
+
+
+def unreadable(subject: str, error: OSError) -> base.InputError:
+  """The error for what the user gave, to be raised by the caller; shows no path."""
+  found = f'cannot be read ({error.strerror})'
+  return base.InputError(subject, found, 'check the path and its permissions')
+
+
+def _found(path: Path, scan_id: str, opened: contextlib.ExitStack) -> list[File]:
   if not path.exists():
     raise base.InputError(scan_id, 'no such file or folder', 'check the path')
   if path.is_dir():
-    found = [p for p in sorted(path.rglob('*')) if p.is_file()]
-    found = [p for p in found if not is_hidden(p.relative_to(path))]
-    yield [File(p.name, lambda p=p: p.open('rb')) for p in found]
-  elif path.suffix.lower() == '.zip':
-    try:
-      archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-      raise damaged(scan_id, path.name, 'is not a whole .zip archive') from None
-    with archive:
-      names = sorted(n for n in archive.namelist() if not n.endswith('/'))
-      yield [
-        File(Path(n).name, lambda n=n: io.BytesIO(archive.read(n)))
-        for n in names
-        if not is_hidden(Path(n))
-      ]
-  else:
-    yield [File(path.name, lambda: path.open('rb'))]
+    unread = []
+    found = sorted(walk(path, unread.append))
+    files = [File(p.name, lambda p=p: p.open('rb')) for p in found]
+    return files + [_locked_folder(scan_id)] * bool(unread)
+  if path.suffix.lower() != '.zip':
+    return [File(path.name, lambda: path.open('rb'))]
+  try:
+    archive = opened.enter_context(zipfile.ZipFile(path))
+  except _NO_ARCHIVE:
+    raise damaged(scan_id, path.name, 'is not a whole .zip archive') from None
+  names = sorted(n for n in archive.namelist() if not n.endswith('/'))
+  return [
+    File(Path(n).name, lambda n=n: io.BytesIO(archive.read(n)))
+    for n in names
+    if not is_hidden(Path(n))
+  ]
+
+
+def _locked_folder(scan_id: str) -> File:
+  """In place of the files of folders that may not be read."""
+
+  def refuse() -> BinaryIO:
+    raise base.InputError(
+      scan_id, 'a folder in it may not be read', 'change its permissions'
+    )
+
+  return File('a folder that may not be read', refuse)
+
+
+def _is_file(path: Path) -> bool:
+  try:
+    return stat.S_ISREG(path.stat().st_mode)
+  except FileNotFoundError:  # A link to nothing.
+    return False
+  except OSError:
+    return True  # told when it is read
 
 
 def is_hidden(path: Path) -> bool:
@@ -177,6 +236,7 @@ def read_header(file: File, *, scan_id: str) -> Dataset | None:
   """The header of a DICOM file, None for another file.
 
   Raises:
+    InputError: it may not be read.
     DamagedFileError: see `ct_files`.
   """
   start, header = b'', None
@@ -196,6 +256,8 @@ def read_header(file: File, *, scan_id: str) -> Dataset | None:
     raise base.InputError(
       scan_id, f'file {file.name} may not be read', 'change its permissions'
     ) from None
+  except base.Covid3wayError:
+    raise
   except Exception:  # whatever zipfile, zlib and pydicom raise on damaged bytes
     unread = 'cannot be read, or is damaged or encrypted in its .zip'
     found = 'is cut short or damaged in its header' if start else unread
@@ -221,7 +283,12 @@ def _is_one(header: Dataset, tag: str, kind: type) -> bool:
 
 def damaged(scan_id: str, name: str, found: str) -> base.DamagedFileError:
   """The error for a file, to be raised by the caller."""
-  return base.DamagedFileError(scan_id, f'file {name} {found}', _EXPORT_AGAIN)
+  return base.DamagedFileError(scan_id, told_of(name) + found, _EXPORT_AGAIN)
+
+
+def told_of(name: str) -> str:
+  """How an error about a file begins."""
+  return f'file {name} '
 
 
 def _kind(header: Dataset, name: str, scan_id: str) -> str:

@@ -15,12 +15,14 @@ from covid3way.base import ScanWarning, WarningKind
 from covid3way.scans import straighten
 
 MIN_SLICES = 3
-SAME_POSITION_MM = 0.01
+# Nearer to each other than this, or this share of the wide gaps: at one place.
+SAME_POSITION_MM, SAME_POSITION_SHARE = 0.01, 0.04
 # Gaps are uneven spacing where several alike follow each other, or where every third
 # or so is wide. One or two that are half as wide again as their neighbours, here and
 # there, are missing slices: nothing is made up for them.
 MISSING_GAP, MISSING_RUN, MISSING_SHARE = 1.5, 2, 0.25
-MOST_SLICES = 8  # times the slices there are, on an evened grid
+MOST_SLICES = 3  # times the slices there are, on an evened grid
+ZONE_SHARE = 0.1  # of all gaps, at least, in a zone that sets its increment
 MAX_TILT_DEGREES = 45.0
 MAX_GROWTH = 32  # of a grid through crooked slices, over the voxels stored
 VOXEL_MM = 1e-3, 1e3  # at least and at most
@@ -176,7 +178,7 @@ def tangle(planes: Sequence[Plane]) -> Tangle:
   along_mm = np.sort([p.position_mm @ planes[0].normal for p in planes])
   if along_mm.size < 2:
     return Tangle(doubled=False, uneven=False)
-  doubled = np.diff(along_mm).min() <= SAME_POSITION_MM
+  doubled = np.diff(along_mm).min() <= _same_position_mm(along_mm)
   return Tangle(bool(doubled), bool(_jitters(along_mm)))
 
 
@@ -185,7 +187,8 @@ def places(planes: Sequence[Plane]) -> tuple[np.ndarray, np.ndarray]:
   along_mm = np.array([p.position_mm @ planes[0].normal for p in planes])
   order = np.argsort(along_mm, kind='stable')
   result = np.empty(len(planes), int)
-  steps = np.diff(along_mm[order], prepend=-np.inf) > SAME_POSITION_MM
+  apart_mm = _same_position_mm(along_mm[order])
+  steps = np.diff(along_mm[order], prepend=-np.inf) > apart_mm
   result[order] = np.cumsum(steps)
   return order, result
 
@@ -213,8 +216,14 @@ def _check_alike(planes: Sequence[Plane], scan_id: str) -> None:
       )
 
 
+def _same_position_mm(along_mm: np.ndarray) -> float:
+  gaps = np.diff(along_mm)
+  wide = float(np.percentile(gaps, 90)) if gaps.size else 0.0
+  return max(SAME_POSITION_MM, SAME_POSITION_SHARE * wide)
+
+
 def _check_duplicates(along_mm: np.ndarray, scan_id: str) -> None:
-  same = np.flatnonzero(np.diff(along_mm) <= SAME_POSITION_MM)
+  same = np.flatnonzero(np.diff(along_mm) <= _same_position_mm(along_mm))
   if same.size:
     raise base.DuplicateSliceError(
       scan_id,
@@ -253,23 +262,36 @@ def _runs(gaps: np.ndarray) -> list[np.ndarray]:
 
 def _jitters(along_mm: np.ndarray) -> bool:
   even = np.linspace(along_mm[0], along_mm[-1], along_mm.size)
-  usual = float(np.median(np.diff(along_mm)))
-  return np.abs(along_mm - even).max() > max(JITTER_MM, JITTER_SHARE * usual)
+  return np.abs(along_mm - even).max() > _jitter_allowed_mm(along_mm)
+
+
+def _jitter_allowed_mm(along_mm: np.ndarray) -> float:
+  return max(JITTER_MM, JITTER_SHARE * float(np.median(np.diff(along_mm))))
 
 
 def _increment(along_mm: np.ndarray) -> tuple[float, bool]:
   """The increment of the grid, and whether slices must be interpolated onto it.
 
-  Uneven slices get that of their finest zone (three alike gaps at least), else the
-  median gap; slightly changed, so that the grid ends where they end.
+  Uneven slices get that of their finest zone (three alike gaps at least, and a tenth
+  of all), else the median gap; slightly changed, so that the grid ends where they end.
   """
   gaps, length = np.diff(along_mm), along_mm[-1] - along_mm[0]
   if not _jitters(along_mm):
     return float(length / gaps.size), False
-  zones = [np.median(gaps[run]) for run in _runs(gaps) if run.size > MISSING_RUN]
+  least = max(MISSING_RUN + 1, ZONE_SHARE * gaps.size)
+  zones = [np.median(gaps[run]) for run in _runs(gaps) if run.size >= least]
   wanted = min(zones, default=np.median(gaps))
   wanted = max(wanted, length / (MOST_SLICES * along_mm.size))
   return float(length / np.round(length / wanted)), True
+
+
+def allowed_mm(along_mm: np.ndarray) -> float:
+  """How far slices that a grid was laid through may lie off it.
+
+  Args:
+    along_mm: (slices,) ascending, their places along the normal.
+  """
+  return _drift_allowed_mm(along_mm) + _jitter_allowed_mm(along_mm)
 
 
 def _drift_allowed_mm(along_mm: np.ndarray) -> float:

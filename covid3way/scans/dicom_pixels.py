@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -59,7 +61,7 @@ class Pixels:
     """(rows, columns) float32, HU, slice by slice; a file is opened once for many.
 
     Raises:
-      DamagedFileError: a file that is cut short, or does not decode.
+      DamagedFileError: a file that is cut short, does not decode, or is gone by now.
     """
     for file, group in itertools.groupby(images, lambda image: image.file):
       group = list(group)
@@ -74,6 +76,8 @@ class Pixels:
               yield hu
       except ValueError as error:
         raise damaged(self.scan_id, file.name, str(error)) from None
+      except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise damaged(self.scan_id, file.name, 'can no longer be read') from None
 
   def warnings(self) -> list[base.ScanWarning]:
     """What was done to them."""

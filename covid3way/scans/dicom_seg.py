@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ Part = tuple[slice, slice, slice]
 LEVELS = 255  # A probability p is stored as round(255 p).
 INFECTION, LEFT_LUNG, RIGHT_LUNG = 1, 2, 3  # Numbers of the segments of `write_seg`.
 COVID_19 = Code('840539006', 'SCT', 'COVID-19')
+MASKS = {INFECTION: 'infection', LEFT_LUNG: 'lungs', RIGHT_LUNG: 'lungs'}
 _BOTH = codes.SCT.RightAndLeft
 _SLAB = 32  # Slices of a map made at once.
 
@@ -92,6 +93,7 @@ def write_seg(
   grid: Grid,
   *,
   model: str,
+  given: Collection[str] = (),
 ) -> Dataset:
   """Writes a binary Segmentation of infection, left and right lung (1, 2, 3).
 
@@ -106,6 +108,8 @@ def write_seg(
     lungs: (x, y, z) uint8, 1 left, 2 right.
     grid: of the scan.
     model: what found the infection, at most 64 characters: its hash, or another word.
+    given: of 'infection' and 'lungs', the masks that nobody here found: whoever drew
+      them, they are called manual.
 
   Returns:
     What refers to it: identity, classes and UIDs.
@@ -123,6 +127,7 @@ def write_seg(
     source,
     segments,
     model,
+    given,
     segmentation_type='BINARY',
     transfer_syntax_uid=ExplicitVRLittleEndian,
     instance_number=1,
@@ -165,6 +170,7 @@ def write_probability(
     source,
     segments,
     model,
+    (),
     segmentation_type='FRACTIONAL',
     fractional_type='PROBABILITY',
     max_fractional_value=LEVELS,
@@ -197,12 +203,19 @@ def _levels(part: Callable[[Part], np.ndarray], grid: Grid) -> np.ndarray:
 
 
 def _headers(
-  source: Source, segments: Mapping[int, _Segment], model: str, **options: Any
+  source: Source,
+  segments: Mapping[int, _Segment],
+  model: str,
+  given: Collection[str],
+  **options: Any,
 ) -> Segmentation:
   """A Segmentation with the frames that there shall be, and without their pixels."""
   filled = np.stack([each.filled() for each in segments.values()], axis=-1)
   filled[0] |= ~filled.any(axis=0)
-  descriptions = [_description(number, source, model) for number in segments]
+  descriptions = [
+    _description(number, source, None if MASKS[number] in given else model)
+    for number in segments
+  ]
   with silent():
     made = Segmentation(
       source_images=[_one_voxel(each) for each in source.slices],
@@ -234,15 +247,17 @@ def _one_voxel(header: Dataset) -> Dataset:
   return small
 
 
-def _description(number: int, source: Source, model: str) -> SegmentDescription:
+def _description(number: int, source: Source, model: str | None) -> SegmentDescription:
+  """Of a segment that a model found, or that was given."""
   meaning = MEANINGS[number]
   described = SegmentDescription(
     segment_number=number,
     segment_label=meaning.label,
     segmented_property_category=meaning.category,
     segmented_property_type=meaning.kind,
-    algorithm_type='AUTOMATIC',
-    algorithm_identification=AlgorithmIdentificationSequence(
+    algorithm_type='MANUAL' if model is None else 'AUTOMATIC',
+    algorithm_identification=model
+    and AlgorithmIdentificationSequence(
       name='covid3way', family=codes.DCM.ArtificialIntelligence, version=model
     ),
     tracking_id=meaning.label,

@@ -26,6 +26,7 @@ _LAYER_TAGS = {
   'AcquisitionTime': ('AcquisitionTime', 'FrameAcquisitionDateTime'),
   'ImageType': ('ImageType',),
 }
+_TELLING = ('ConvolutionKernel', 'SliceThickness')
 
 
 def choose(
@@ -41,7 +42,7 @@ def choose(
     DamagedFileError: an image without a usable place.
   """
   warnings = []
-  for step in (_one_series, _without_copies, _alike, _without_equals, _one_layer):
+  for step in (_one_series, _alike, _without_copies, _one_layer):
     images, told = step(images, scan_id)
     warnings += told
   planes = [_plane(image, scan_id) for image in images]
@@ -110,18 +111,6 @@ def _orientations(planes: Sequence[dicom_geometry.Plane]) -> list[list[int]]:
   return groups
 
 
-def _without_copies(
-  images: Sequence[CtFile], scan_id: str
-) -> tuple[list[CtFile], list[ScanWarning]]:
-  # Some anonymisers give all slices one UID, so a copy has the same position too.
-  unique = {}
-  for k, image in enumerate(images):
-    uid = image.header.get('SOPInstanceUID') or k
-    place = str(image.header.get('ImagePositionPatient'))
-    unique.setdefault((uid, place, image.frame), image)
-  return [*unique.values()], _copies(len(images) - len(unique))
-
-
 def _copies(dropped: int) -> list[ScanWarning]:
   if not dropped:
     return []
@@ -165,23 +154,24 @@ def _has_gap(planes: Sequence[dicom_geometry.Plane], scan_id: str) -> bool:
   return False
 
 
-def _without_equals(
+def _without_copies(
   images: Sequence[CtFile], scan_id: str
 ) -> tuple[Sequence[CtFile], list[ScanWarning]]:
-  """Without slices that hold the same values as another one at their place."""
+  """Without slices that hold the same values as another one at their place.
+
+  UIDs say nothing: some exporters give a copy its own, or all slices one.
+  """
   planes = [_plane(image, scan_id) for image in images]
-  order, places = dicom_geometry.places(planes)
-  found, kept = set(), []
-  for k in order:
-    if np.count_nonzero(places == places[k]) == 1:
-      kept.append(images[k])
-      continue
-    (hu,) = Pixels(scan_id).read([images[k]])
+  _, places = dicom_geometry.places(planes)
+  doubled = np.flatnonzero(np.bincount(places)[places] > 1)  # File by file, as listed.
+  found, copies = set(), set()
+  slices = Pixels(scan_id).read([images[k] for k in doubled])
+  for k, hu in zip(doubled, slices, strict=True):
     seen = places[k], hashlib.sha256(hu.tobytes()).digest()
-    if seen not in found:
-      kept.append(images[k])
+    if seen in found:
+      copies.add(k)
     found.add(seen)
-  return kept, _copies(len(images) - len(kept))
+  return [i for k, i in enumerate(images) if k not in copies], _copies(len(copies))
 
 
 def _one_layer(
@@ -211,15 +201,19 @@ class _Layer(NamedTuple):
 
 def _layer(images: Sequence[CtFile], tags: Sequence[str]) -> _Layer | None:
   """The best layer that reaches as far as all images do, if they are layers."""
-  state = _tangle(images)
-  for k, tag in enumerate(tags if any(state) else ()):
+  state, length_mm = _tangle(images), max(_extent(images).length_mm, 1e-9)
+  for k, tag in enumerate(tags):
     groups = _grouped(images, lambda header, tag=tag: _told(header, _LAYER_TAGS[tag]))
+    reaches = [_extent(group).length_mm / length_mm for group in groups.values()]
+    # Even slices are layers, too, where two reconstructions lie between each other.
+    between = tag in _TELLING and min(reaches) >= _SAME_LENGTH
+    if len(groups) == 1 or not (between or any(state)):
+      continue
     best, taken = _best(groups)
-    reach = _extent(best).length_mm / max(_extent(images).length_mm, 1e-9)
-    if len(groups) == 1 or reach < _SAME_LENGTH:
+    if _extent(best).length_mm / length_mm < _SAME_LENGTH:
       continue
     rest = _tangle(best)
-    if not rest.doubled and (state.doubled or not rest.uneven):
+    if not rest.doubled and (between or state.doubled or not rest.uneven):
       return _Layer(best, taken, (tag,), len(groups))
     if deeper := _layer(best, tags[k + 1 :]):
       both, count = (tag, *deeper.tags), len(groups) * deeper.count

@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat
 
 from covid3way import base
-from covid3way.scans import dicom
+from covid3way.scans import dicom, dicom_geometry
 from covid3way.scans.dicom_files import quiet
 from covid3way.scans.identity import hashed_uid
 
@@ -243,8 +243,12 @@ def _check_grid(planes: Sequence[_Plane], grid: base.Grid, scan_id: str) -> None
     steps = np.arange(len(planes))[:, None] * [0.0, 0.0, 1.0]
     places = steps if acquired is None else acquired.places
     expected = places @ grid.native_affine[:3, :3].T + grid.native_affine[:3, 3]
-    apart = np.linalg.norm(expected - [p.position_mm for p in planes], axis=1)
-    fits = apart.max() < _SAME_PLACE_VOXELS * min(grid.spacing_mm)
+    positions_mm = np.array([p.position_mm for p in planes])
+    apart = np.linalg.norm(expected - positions_mm, axis=1)
+    normal = np.cross(*planes[0].orientation.reshape(2, 3))
+    # As far off as the reader lets them lie.
+    allowed_mm = dicom_geometry.allowed_mm(np.sort(positions_mm @ normal))
+    fits = apart.max() < max(_SAME_PLACE_VOXELS * min(grid.spacing_mm), allowed_mm)
   if not fits:
     raise base.GeometryError(
       scan_id,

@@ -2,7 +2,9 @@
 
 What was written reaches the disk before it gets its name, so that a loss of power
 leaves the old or the new, too, and never an empty file. On a local SSD that takes 0.2
-ms per small file and 15 ms per 100 MB.
+ms per small file and 15 ms per 100 MB. Only a folder that is written again is absent
+for a moment, between the old one's going and the new one's coming: who reads, or loses
+power, just then finds none, and never a mixture.
 
 A killed process leaves what it was writing under `.<8 hex digits>.partial.<name>`, and
 nobody takes it for finished; `sweep` removes it when it is a day old.
@@ -25,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from covid3way.base import DamagedFileError, InputError, StorageError
+from covid3way.base import Covid3wayError, DamagedFileError, InputError, StorageError
 
 SEAL = 'checksum'
 _ASIDE = re.compile(r'\.[0-9a-f]{8}\.partial\.')
@@ -48,11 +50,15 @@ _FULL = {
 def storing(path: Path) -> Iterator[None]:
   """Tells a disk's refusal to write under `path` from all other errors.
 
+  An error that has a name already keeps it, whatever it speaks of.
+
   Raises:
     StorageError: the disk refused a write.
   """
   try:
     yield
+  except Covid3wayError:
+    raise
   except Exception as error:
     if reason := _refusal(error):
       remedy = 'free space or choose another --workdir, then run the same command again'
@@ -158,6 +164,7 @@ def write_json_once(path: Path, value: Mapping[str, Any]) -> None:
       aside.write_text(_indented(value))
       _flush(aside)
       _link(aside, path)
+      _flush_folder(path.parent)
     except FileExistsError:  # Somebody else was first, just now.
       pass
     finally:

@@ -188,7 +188,7 @@ def _existing(cells: Mapping[str, str], column: str, line: _Line) -> Path | None
   if not cells[column]:
     return None
   found = line.path.parent / cells[column]
-  if not found.exists():
+  if not os.path.exists(found):  # No error of its own, however odd the path.
     raise line.error(
       column, f'no file {cells[column]}', 'correct the path, relative to the manifest'
     )

@@ -39,7 +39,7 @@ def read_scan(path: Path, *, scan_id: str, domain: str = '') -> base.Scan:
     domain: of the signal, as in a manifest; '' is HU, and checked to be.
 
   Raises:
-    InputError: there is no such file.
+    InputError: there is no such file, or it may not be read.
     DamagedFileError: it is cut short, or no NIfTI.
     GeometryError: 4-D, too thin, not in mm, or sheared along several axes.
     NonFiniteError: NaN or infinity among its values.
@@ -82,7 +82,7 @@ def read_labels(path: Path, *, scan_id: str) -> tuple[np.ndarray, base.Grid]:
   """Read a mask of whichever scan, (x, y, z) uint8, labels kept, and its grid.
 
   Raises:
-    InputError: no such file, or other than whole numbers from 0 to 255.
+    InputError: as `read_scan`, or other than whole numbers from 0 to 255.
     DamagedFileError, GeometryError: as `read_scan`.
   """
   labels, grid = _stored_labels(path, scan_id)
@@ -225,11 +225,15 @@ def _region(grid: base.Grid, slices: slice) -> tuple[slice, slice, slice]:
 
 
 def _load(path: Path, scan_id: str) -> SpatialImage:
-  if not path.is_file():
-    raise base.InputError(scan_id, f'no file {path.name}', 'check the path')
   try:
+    if not path.is_file():
+      raise base.InputError(scan_id, f'no file {path.name}', 'check the path')
     _read_to_its_end(path)
     image = nibabel.load(path, mmap=False, keep_file_open=True)
+  except PermissionError:
+    raise base.InputError(
+      scan_id, f'file {path.name} may not be read', 'change its permissions'
+    ) from None
   except _BROKEN:
     raise _damaged(scan_id, path) from None
   if not isinstance(image, nibabel.Nifti1Image):
@@ -239,10 +243,11 @@ def _load(path: Path, scan_id: str) -> SpatialImage:
 
 def _read_to_its_end(path: Path) -> None:
   """There is the checksum of a compressed file; nibabel stops before it."""
-  if path.suffix == '.gz':
-    with gzip.open(path) as stream:
-      while stream.read(1 << 20):
-        pass
+  with path.open('rb') as stream:
+    if path.suffix.lower() == '.gz':
+      with gzip.open(stream) as content:
+        while content.read(1 << 20):
+          pass
 
 
 def _values(
@@ -262,7 +267,8 @@ def _values(
     slab = (slice(None), slice(None), part, *[0] * (len(image.shape) - 3))
     try:
       with np.errstate(over='ignore'):  # Infinity is told by whoever takes it.
-        read = np.asarray(image.dataobj[slab], np.float32)
+        # A copy: what is taken is changed in place, and this may be the file's own.
+        read = np.array(image.dataobj[slab], np.float32)
     except _BROKEN:
       raise _damaged(scan_id, path) from None
     take(read)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from covid3way import base, progress
 from covid3way.scans import dicom, nifti
-from covid3way.scans.dicom_files import is_dicom, is_hidden
+from covid3way.scans.dicom_files import is_dicom, is_hidden, unreadable, walk
 from covid3way.scans.identity import first_identity
 from covid3way.scans.manifest import ManifestRow, read_manifest
 
@@ -23,24 +23,16 @@ def resolve(path: Path) -> tuple[ManifestRow, ...]:
   name, ID or birth date are replaced by a hash, so every `scan_id` may be shown.
 
   Raises:
-    InputError: nothing is there, or nothing we read.
+    InputError: nothing is there, nothing we read, or nothing that may be read.
     NoCtError: a folder without a scan.
     ManifestError: see `read_manifest`.
   """
-  if path.suffix.lower() == '.csv':
-    return read_manifest(path)
-  if path.is_dir():
-    images = [path] if _holds_dicom(path) else list(_children(path))
-    if not images:
-      found = 'nothing to read here' if any(path.iterdir()) else 'the folder is empty'
-      raise base.NoCtError(_file_name_id(path), found, _ALLOWED)
-  elif _is_scan_file(path):
-    images = [path]
-  else:
-    found = (
-      'not a file that holds a scan' if path.exists() else 'no such file or folder'
-    )
-    raise base.InputError(_file_name_id(path), found, _ALLOWED)
+  try:
+    if path.suffix.lower() == '.csv':
+      return read_manifest(path)
+    images = _images(path)
+  except OSError as error:
+    raise unreadable(_file_name_id(path), error) from None
   return _rows(images)
 
 
@@ -61,14 +53,35 @@ def read_scan(row: ManifestRow) -> base.Scan:
   return read(row.image, scan_id=row.scan_id, domain=row.domain)
 
 
+def _images(path: Path) -> list[Path]:
+  if path.is_dir():
+    images = [path] if _holds_dicom(path) else list(_children(path))
+    if not images:
+      found = 'nothing to read here' if any(path.iterdir()) else 'the folder is empty'
+      raise base.NoCtError(_file_name_id(path), found, _ALLOWED)
+    return images
+  if not _is_scan_file(path):
+    found = (
+      'not a file that holds a scan' if path.exists() else 'no such file or folder'
+    )
+    raise base.InputError(_file_name_id(path), found, _ALLOWED)
+  return [path]
+
+
 def _children(folder: Path) -> Iterator[Path]:
   for child in sorted(folder.iterdir()):
     if is_hidden(child.relative_to(folder)):
       continue
-    if child.is_dir() and any(p.is_file() for p in child.rglob('*')):
+    if child.is_dir() and _holds_files(child):
       yield child
     elif child.is_file() and _is_scan_file(child):
       yield child
+
+
+def _holds_files(folder: Path) -> bool:
+  """Whether any are in it, or a folder that may not be read: told when it is read."""
+  unread = []
+  return any(True for _ in walk(folder, unread.append)) or bool(unread)
 
 
 def _holds_dicom(folder: Path) -> bool:
@@ -90,8 +103,11 @@ def _is_dicom(path: Path) -> bool:
     return False
   if path.suffix.lower() == '.dcm':
     return True  # a damaged one is told when it is read
-  with path.open('rb') as stream:
-    return is_dicom(stream.read(132))
+  try:
+    with path.open('rb') as stream:
+      return is_dicom(stream.read(132))
+  except OSError:
+    return True  # told when it is read, too
 
 
 def _rows(images: list[Path]) -> tuple[ManifestRow, ...]:

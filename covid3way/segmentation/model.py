@@ -133,6 +133,7 @@ class Model:
     sha256: of its `model.json`, which holds those of the weights.
     saw: who trained and validated: names of `patients`, hashes of `series` and of
       `voxels`.
+    window_sources: who said the windows of the scans it was trained on.
   """
 
   spec: ModelSpec
@@ -140,6 +141,7 @@ class Model:
   aggregator: Aggregator
   sha256: str = ''
   saw: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  window_sources: frozenset[str] = frozenset()
 
   @property
   def parameters(self) -> int:
@@ -193,6 +195,7 @@ def read_model(folder: Path) -> Model:
       **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     )
     aggregator, saw = aggregators.from_json(content['aggregator']), content['saw']
+    sources = frozenset(window['source'] for window in content.get('windows', ()))
     variables = {
       view: _read_weights(folder, view, known, spec.template(view))
       for view, known in content['sha256'].items()
@@ -202,7 +205,7 @@ def read_model(folder: Path) -> Model:
   except _NO_MODEL as error:
     found = f'not a model directory, or a damaged one ({type(error).__name__})'
     raise ModelError(str(folder), found, _REMEDY) from error
-  return Model(spec, variables, aggregator, sha256, saw)
+  return Model(spec, variables, aggregator, sha256, saw, sources)
 
 
 def _weights(folder: Path, view: str) -> Path:

@@ -87,16 +87,8 @@ RELIABLE_MEAN_DICE = 0.5
 RELIABLE_PERCENT = 1.0
 
 
-def thirds(lungs: np.ndarray) -> dict[str, slice]:
-  """Upper, middle and lower third of the lungs' height, as slices of z.
-
-  Raises:
-    ValueError: the mask is empty.
-  """
-  return _thirds(lungs.any(axis=(0, 1)))
-
-
 def _thirds(level_has_lung: np.ndarray) -> dict[str, slice]:
+  """Upper, middle and lower third of the lungs' height, as slices of z."""
   levels = np.flatnonzero(level_has_lung)
   if not len(levels):
     raise ValueError('the lung mask is empty')

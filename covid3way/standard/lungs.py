@@ -10,7 +10,14 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
-from covid3way.base import LEFT, RIGHT, NoLungError, ScanWarning, WarningKind
+from covid3way.base import (
+  LEFT,
+  RIGHT,
+  MaskGridError,
+  NoLungError,
+  ScanWarning,
+  WarningKind,
+)
 from covid3way.standard import morphology
 
 MIN_ML, MAX_ML = 100.0, 12_000.0
@@ -86,15 +93,28 @@ def take_lungs(
 
   Raises:
     NoLungError: the mask is empty.
+    MaskGridError: its left lung lies to the right of its right lung.
   """
   if not mask.any():
     raise NoLungError(scan_id, 'the lung mask given is empty', 'correct or remove it')
   if set(np.unique(mask)) == {0, LEFT, RIGHT}:
+    if _middle(mask == LEFT) < _middle(mask == RIGHT):
+      raise MaskGridError(
+        scan_id,
+        f'in the lung mask label {LEFT}, left, lies to the right of {RIGHT}, right',
+        'exchange the labels, which some programs number so, or the mask is flipped',
+      )
     return mask.astype(np.uint8), ()
   lung = mask > 0
   midline = float(np.flatnonzero(lung.any(axis=(1, 2)))[[0, -1]].mean())
   labels, separated = _tell_apart(lung, midline, np.asarray(spacing_mm))
   return labels, () if separated else (_not_separated(),)
+
+
+def _middle(side: np.ndarray) -> float:
+  """Mean x of a mask, voxels."""
+  voxels = np.count_nonzero(side, axis=(1, 2))
+  return float(np.arange(len(side)) @ voxels / voxels.sum())
 
 
 def _not_separated() -> ScanWarning:

@@ -12,7 +12,8 @@ from covid3way.base import AIR_HU, ConfigError, ScanWarning, WarningKind, Window
 PLAUSIBLE_LEVEL_HU = (-850.0, -300.0)
 PLAUSIBLE_WIDTH_HU = (800.0, 2200.0)
 
-CHOICES = ('known', 'auto')
+ESTIMATED = 'auto'  # Source of a window that was estimated.
+CHOICES = ('known', ESTIMATED)
 # Where the tissues of a nominal scan lie, and the window in which they do. The paper
 # says only that the kinds of tissue in a lung window are about the same for all
 # scanners; these figures are this project's convention.
@@ -58,7 +59,12 @@ def choose_window(
     if is_lung_window(tag):
       return tag, ()
   found = ', '.join(f'{t.level_hu:g}/{t.width_hu:g}' for t in tags) or 'none'
-  return _assumed(f'no lung window in the header (found: {found})', default)
+  window = Window(*default, source='default')
+  message = (
+    f'no lung window in the header (found: {found}); '
+    f'assumed {window.level_hu:g}/{window.width_hu:g} HU'
+  )
+  return window, (ScanWarning(WarningKind.WINDOW_ASSUMED, message),)
 
 
 def check_choice(choice: str) -> str:
@@ -74,7 +80,7 @@ def check_choice(choice: str) -> str:
 
 
 def estimate_window(
-  hu: np.ndarray, lungs: np.ndarray, *, default: tuple[float, float]
+  hu: np.ndarray, lungs: np.ndarray, *, otherwise: Window
 ) -> tuple[Window, tuple[ScanWarning, ...]]:
   """The window that puts this scan's own lung and soft tissue where they belong.
 
@@ -86,7 +92,7 @@ def estimate_window(
   Args:
     hu: (x, y, z), Hounsfield units or nearly so.
     lungs: (x, y, z), 0 outside the lungs.
-    default: (level, width), HU, where the scan tells too little.
+    otherwise: to be used where the scan tells too little.
 
   Returns:
     The window with its source, and a warning with what it was made of.
@@ -100,14 +106,17 @@ def estimate_window(
     level, width = NOMINAL
     gain = (tissue - lung) / (SOFT_TISSUE_HU - PARENCHYMA_HU)
     level_hu = round(lung + gain * (level - PARENCHYMA_HU), 1)
-    estimate = Window(level_hu, round(gain * width, 1), 'auto')
+    estimate = Window(level_hu, round(gain * width, 1), ESTIMATED)
     if is_lung_window(estimate):
       message = (
         f'estimated {estimate.level_hu:.0f}/{estimate.width_hu:.0f} HU from {told}'
       )
       return estimate, (ScanWarning(WarningKind.WINDOW_ESTIMATED, message),)
-  message = f'no window can be estimated from {told}'
-  return _assumed(message, default)
+  message = (
+    f'no window can be estimated from {told}; used {otherwise.level_hu:g}/'
+    f'{otherwise.width_hu:g} HU, {otherwise.source}'
+  )
+  return otherwise, (ScanWarning(WarningKind.WINDOW_ASSUMED, message),)
 
 
 def parenchyma_mode_hu(hu: np.ndarray, lungs: np.ndarray) -> float | None:
@@ -152,11 +161,3 @@ def _modes(values: np.ndarray, low_hu: float, high_hu: float) -> dict[float, flo
   rises = np.diff(smooth)
   peaks = np.flatnonzero((rises[:-1] > 0) & (rises[1:] <= 0)) + 1
   return {float(p + low): float(smooth[p]) for p in peaks if low_hu < p + low < high_hu}
-
-
-def _assumed(
-  message: str, default: tuple[float, float]
-) -> tuple[Window, tuple[ScanWarning, ...]]:
-  window = Window(*default, source='default')
-  message += f'; assumed {window.level_hu:g}/{window.width_hu:g} HU'
-  return window, (ScanWarning(WarningKind.WINDOW_ASSUMED, message),)

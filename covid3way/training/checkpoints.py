@@ -32,6 +32,10 @@ _REMEDY = (
   'remove it and run the training again: it goes on from the checkpoint before it, or '
   'begins anew'
 )
+_REMEDY_LOST = (
+  'put it back, or remove every step_* beside it and run the training again: it begins '
+  'anew'
+)
 
 
 class Keeper:
@@ -79,7 +83,8 @@ class Keeper:
     """What was kept last; the given state when there is nothing.
 
     Raises:
-      ModelError: a checkpoint is damaged.
+      ModelError: a checkpoint is damaged, or the best one is absent. That a later one
+        is absent is in none that is left: the training goes on from what there is.
     """
     step = self._manager.latest_step()
     if step is None:
@@ -93,6 +98,7 @@ class Keeper:
       with _telling_damage(self._folder / f'step_{each}'):
         if self._manager.metrics(each) != {'validation_dice': dice}:
           raise ValueError('another Dice')
+    _check_best(self._folder, self._manager.all_steps(), measured)
     return restored, figures
 
   def wait(self) -> None:
@@ -169,7 +175,7 @@ def best(folder: Path) -> tuple[Any, Figures]:
     folder: of the training.
 
   Raises:
-    ModelError: nothing was kept there, or it is damaged.
+    ModelError: nothing was kept there, it is damaged, or the best one is absent.
   """
   options = ocp.CheckpointManagerOptions(
     step_prefix='step', read_only=True, create=False, **_alone()
@@ -180,11 +186,27 @@ def best(folder: Path) -> tuple[Any, Figures]:
       raise ModelError(str(folder), 'no checkpoint of a training', 'run the train job')
     last, figures = _restore(manager, folder, max(steps), None)
     measured = {row['step']: row['validation_dice'] for row in figures}
+    _check_best(folder, steps, measured)
     chosen = max(steps, key=lambda s: (_known(measured.get(s)), s))
     state = last
     if chosen != max(steps):
       state, _ = _restore(manager, folder, chosen, None)
   return state.get('averaged') or state['variables'], figures
+
+
+def _check_best(
+  folder: Path, steps: Sequence[int], measured: Mapping[int, float | None]
+) -> None:
+  """Refuses a training whose best checkpoint is absent; equal ones stand in for it."""
+  dice_of = {step: _known(dice) for step, dice in measured.items()}
+  best_step = max(dice_of, key=dice_of.get, default=None)
+  kept = max((dice_of[step] for step in steps if step in dice_of), default=-1.0)
+  if best_step is not None and dice_of[best_step] > kept:
+    raise ModelError(
+      str(folder / f'step_{best_step}'),
+      f'the best checkpoint (validation Dice {dice_of[best_step]:.3f}) is absent',
+      _REMEDY_LOST,
+    )
 
 
 def _known(dice: float | None) -> float:

@@ -28,7 +28,6 @@ class Code(enum.StrEnum):
   LUNG_VOLUME = 'lung_volume'
   LUNGS_UNEVEN = 'lungs_uneven'
   LUNGS_CUT = 'lungs_cut'
-  LUNGS_SWAPPED = 'lungs_swapped'
   LUNG_MASK_DENSE = 'lung_mask_dense'
   INFECTION_EMPTY = 'infection_empty'
   INFECTION_LABELS = 'infection_labels'

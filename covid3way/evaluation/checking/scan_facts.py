@@ -77,7 +77,6 @@ def lungs(
   placement = spaces.place(grid.shape, grid.spacing_mm, space, labels)
   return {
     **{f'{name}_ml': round(n * grid.voxel_ml, 1) for name, n in voxels.items()},
-    'left_is_left': _left_is_left(labels),
     'cut_cm2': _cut_cm2(inside, grid.spacing_mm),
     'outside_box_ml': round(spaces.outside_ml(inside, placement), 2),
     'aerated_percent': round(100 * float(np.mean(values < AERATED_HU)), 2),
@@ -85,16 +84,6 @@ def lungs(
     'parenchyma_hu': parenchyma_mode_hu(hu, labels),
     'soft_tissue_hu': soft_tissue_mode_hu(hu, labels),
   }
-
-
-def _left_is_left(labels: np.ndarray) -> bool | None:
-  """Whether what is labelled left lies to the patient's left; None without both."""
-  along = np.arange(len(labels))
-  counts = [np.count_nonzero(labels == side, axis=(1, 2)) for side in (LEFT, RIGHT)]
-  if not all(c.any() for c in counts):
-    return None
-  left, right = (float(along @ c / c.sum()) for c in counts)
-  return left > right
 
 
 def _cut_cm2(inside: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[float]:
@@ -119,7 +108,7 @@ def infection(
   infected = mask > 0
   total = np.count_nonzero(infected)
   told = {
-    'labels': np.flatnonzero(np.bincount(mask.ravel()))[int(not mask.all()) :].tolist(),
+    'labels': np.flatnonzero(_counts(mask))[int(not mask.all()) :].tolist(),
     'ml': round(total * voxel_ml, 2),
   }
   if total:
@@ -131,6 +120,11 @@ def infection(
     if total:
       told['outside_lungs_percent'] = round(100 * (total - within) / total, 2)
   return told
+
+
+def _counts(mask: np.ndarray) -> np.ndarray:
+  """Voxels of each label, a plane at a time, since each becomes eight bytes."""
+  return sum(np.bincount(plane.ravel(), minlength=256) for plane in mask)
 
 
 def pattern(hu: np.ndarray, labels: np.ndarray) -> list[int]:

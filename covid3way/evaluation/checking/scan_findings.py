@@ -156,11 +156,6 @@ def _outside_box(lungs, _) -> str:
   return f'{ml:.1f} ml of lung lie outside the standard space' if ml else ''
 
 
-def _swapped(lungs, _) -> str:
-  swapped = lungs['left_is_left'] is False
-  return 'label 1 lies to the right of label 2 in the lung mask' if swapped else ''
-
-
 def _dense(lungs, record) -> str:
   share = lungs['aerated_percent']
   given = record['masks']['lung_mask']
@@ -267,13 +262,6 @@ _RULES = (
     'lungs',
     _outside_box,
     'nothing is predicted there: look whether it is lung',
-  ),
-  _Rule(
-    Severity.WARNING,
-    Code.LUNGS_SWAPPED,
-    'lungs',
-    _swapped,
-    'the patient left is 1; or the mask or the scan is flipped',
   ),
   _Rule(Severity.WARNING, Code.LUNG_MASK_DENSE, 'lungs', _dense, _MASK),
   _Rule(

@@ -130,7 +130,7 @@ def inputs_of(name: str, quickstart: pathlib.Path) -> dict[str, str]:
       'format': 'to-nnunet',
     },
     'evaluate': {
-      'input': str(quickstart / 'cohort' / 'manifest.csv'),
+      'input': str(quickstart / 'held_out.csv'),
       'predictions': str(quickstart / 'predictions'),
     },
     'quantify': {'input': str(quickstart / 'several' / 'manifest.csv')},

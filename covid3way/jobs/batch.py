@@ -8,6 +8,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from covid3way.training.preemption import PreemptedError
 
 Item = TypeVar('Item')
 
+# Errors that tell of the machine alone.
+_OF_THE_MACHINE = (MemoryError, BrokenProcessPool, jax.errors.JaxRuntimeError)
 _COMPUTING = ('jax', 'flax', 'optax', 'numpy', 'scipy', 'scikit-learn', 'tensorstore')
 
 
@@ -206,9 +209,7 @@ def for_each(
     except Exception as error:  # Even a defect of ours must not cost the others.
       if len(items) == 1:
         raise
-      # The words of another one may hold anything, a path named after a patient.
-      defect = f'{name}: {type(error).__name__}, a defect of this program; see --debug'
-      failures[name] = str(error) if isinstance(error, Covid3wayError) else defect
+      failures[name] = _told(name, error)
       logging.debug('%s', traceback.format_exc())
     outcome = failures.get(name, f'{name}: done')
     progress.say(f'{what} {number}/{len(mine)}: {outcome}')
@@ -216,6 +217,16 @@ def for_each(
   for path in workdir.glob(f'failures-{what}-*of*.json') if shard.is_whole else ():
     path.unlink(missing_ok=True)
   report_failures(failures, len(mine), workdir / shard.report(what), kind=kind)
+
+
+def _told(name: str, error: Exception) -> str:
+  if isinstance(error, Covid3wayError):
+    return str(error)
+  kind = type(error).__name__
+  if isinstance(error, _OF_THE_MACHINE):
+    return f'{name}: {kind}: {error}'
+  # Words of another one may hold anything, such as a path named after a patient.
+  return f'{name}: {kind}, a defect of this program; see --debug'
 
 
 def report_failures(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import stat
@@ -22,6 +23,7 @@ from pydicom.uid import (
 )
 
 from covid3way import base
+from covid3way.scans.dicom_geometry import Plane, plane
 
 NOT_DICOM = 'not DICOM'
 MULTI_FRAME = 'multi-frame CT without a place for each frame'
@@ -113,6 +115,11 @@ class CtFile:
   file: File
   header: Dataset
   frame: int = 0
+
+  @functools.cached_property
+  def plane(self) -> Plane | None:
+    """Where it lies, or None where its header does not say."""
+    return plane(self.header)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def _best(groups: Mapping[Any, Sequence[CtFile]]) -> tuple[Sequence[CtFile], str
 
 def _extent(images: Sequence[CtFile]) -> dicom_geometry.Extent:
   """Of those with a usable place; one without is an error once it is chosen."""
-  planes = [dicom_geometry.plane(image.header) for image in images]
+  planes = [image.plane for image in images]
   planes = [plane for plane in planes if plane is not None]
   if not planes:
     return dicom_geometry.Extent(axial=False, length_mm=0.0, increment_mm=np.inf)
@@ -203,10 +203,13 @@ def _layer(images: Sequence[CtFile], tags: Sequence[str]) -> _Layer | None:
   """The best layer that reaches as far as all images do, if they are layers."""
   state, length_mm = _tangle(images), max(_extent(images).length_mm, 1e-9)
   for k, tag in enumerate(tags):
-    groups = _grouped(images, lambda header, tag=tag: _told(header, _LAYER_TAGS[tag]))
-    reaches = [_extent(group).length_mm / length_mm for group in groups.values()]
     # Even slices are layers, too, where two reconstructions lie between each other.
-    between = tag in _TELLING and min(reaches) >= _SAME_LENGTH
+    if not (any(state) or tag in _TELLING):
+      continue
+    groups = _grouped(images, lambda header, tag=tag: _told(header, _LAYER_TAGS[tag]))
+    between = tag in _TELLING and all(
+      _extent(group).length_mm >= _SAME_LENGTH * length_mm for group in groups.values()
+    )
     if len(groups) == 1 or not (between or any(state)):
       continue
     best, taken = _best(groups)
@@ -222,7 +225,7 @@ def _layer(images: Sequence[CtFile], tags: Sequence[str]) -> _Layer | None:
 
 
 def _tangle(images: Sequence[CtFile]) -> dicom_geometry.Tangle:
-  planes = [dicom_geometry.plane(image.header) for image in images]
+  planes = [image.plane for image in images]
   return dicom_geometry.tangle([p for p in planes if p is not None])
 
 
@@ -235,11 +238,10 @@ def _told(header: Dataset, tags: Sequence[str]) -> tuple[bool, str]:
 
 
 def _plane(image: CtFile, scan_id: str) -> dicom_geometry.Plane:
-  plane = dicom_geometry.plane(image.header)
-  if plane is None:
+  if image.plane is None:
     raise damaged(
       scan_id,
       image.file.name,
       'has no usable position, orientation, pixel spacing or size',
     )
-  return plane
+  return image.plane

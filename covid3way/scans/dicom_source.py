@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
-from pydicom.valuerep import DSfloat
 
 from covid3way import base
 from covid3way.scans import dicom, dicom_geometry
 from covid3way.scans.dicom_files import quiet
+from covid3way.scans.dicom_writer import decimals
 from covid3way.scans.identity import hashed_uid
 
 NO_DATE, NO_TIME = '19700101', '000000'  # Where a date must stand and none may be told.
@@ -182,7 +182,7 @@ def describe(
       dataset.SOPClassUID = header.get('SOPClassUID') or CTImageStorage
       own = _text(header, 'SOPInstanceUID') or hashed_uid(_series(first), str(k))
       dataset.SOPInstanceUID = uid(own)
-      dataset.ImagePositionPatient = _decimals(plane.position_mm)
+      dataset.ImagePositionPatient = decimals(plane.position_mm)
       clean.append(dataset)
     frames = tuple(
       frame + 1 if 'PerFrameFunctionalGroupsSequence' in header else None
@@ -280,10 +280,10 @@ def _common(
     setattr(dataset, keyword, uid)
   dataset.Modality = 'CT'
   dataset.Columns, dataset.Rows = planes[0].shape
-  dataset.ImageOrientationPatient = _decimals(_right_angled(planes[0].orientation))
-  dataset.PixelSpacing = _decimals(planes[0].spacing_mm)
+  dataset.ImageOrientationPatient = decimals(_right_angled(planes[0].orientation))
+  dataset.PixelSpacing = decimals(planes[0].spacing_mm)
   apart = np.linalg.norm(planes[1].position_mm - planes[0].position_mm)
-  dataset.SliceThickness = _decimals([planes[0].thickness_mm or apart])[0]
+  dataset.SliceThickness = decimals([planes[0].thickness_mm or apart])[0]
   _copy_lossy(first, dataset)
   return dataset
 
@@ -314,7 +314,7 @@ def _copy_lossy(header: Dataset, dataset: Dataset) -> None:
     return
   dataset.LossyImageCompression = '01'
   if len(ratio := _numbers(header, 'LossyImageCompressionRatio')):
-    dataset.LossyImageCompressionRatio = _decimals(ratio)
+    dataset.LossyImageCompressionRatio = decimals(ratio)
   if method := _text(header, 'LossyImageCompressionMethod'):
     dataset.LossyImageCompressionMethod = method
 
@@ -347,8 +347,3 @@ def _short(scan_id: str) -> str:
   """A scan's ID as a patient's: at most 64 characters, none with a meaning."""
   plain = re.sub(r'[\\^=\x00-\x1f]', '_', scan_id)
   return plain if len(plain) <= 64 else hashed_uid(plain)
-
-
-def _decimals(values: Sequence[float]) -> list[DSfloat]:
-  """Decimal strings of at most 16 characters."""
-  return [DSfloat(float(v) + 0.0, auto_format=True) for v in values]  # no '-0.0'

@@ -3,7 +3,6 @@
 The same input gives the same bytes: UIDs are hashes, there is no clock and no chance.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from covid3way import base
+from covid3way.scans.identity import hashed_uid
 
 _DEFAULTS = {
   'SpecificCharacterSet': 'ISO_IR 100',
@@ -74,9 +74,9 @@ def write_series(
   for k, name in enumerate(names):
     dataset = Dataset()
     dataset.update(common)
-    dataset.SOPInstanceUID = _uid(seed_uid, 'slice', str(k))
+    dataset.SOPInstanceUID = hashed_uid(seed_uid, 'slice', str(k))
     dataset.InstanceNumber = k + 1
-    dataset.ImagePositionPatient = _decimal(grid.native_affine[:3] @ [0, 0, k, 1])
+    dataset.ImagePositionPatient = decimals(grid.native_affine[:3] @ [0, 0, k, 1])
     dataset.PixelData = np.ascontiguousarray(stored[:, :, k].T).tobytes()
     dataset.file_meta = _file_meta(dataset.SOPInstanceUID)
     dcmwrite(folder / name, dataset, enforce_file_format=True)
@@ -87,9 +87,9 @@ def _common(grid: base.Grid, header: Mapping[str, Any], seed_uid: str) -> Datase
   directions = grid.native_affine[:3, :3] / spacing_mm
   columns, rows, _ = grid.native_shape
   geometry = {
-    'ImageOrientationPatient': _decimal(directions[:, :2].T.ravel()),
-    'PixelSpacing': _decimal(spacing_mm[1::-1]),  # between rows comes first
-    'SliceThickness': _decimal(spacing_mm[2:])[0],
+    'ImageOrientationPatient': decimals(directions[:, :2].T.ravel()),
+    'PixelSpacing': decimals(spacing_mm[1::-1]),  # between rows comes first
+    'SliceThickness': decimals(spacing_mm[2:])[0],
     'Rows': rows,
     'Columns': columns,
     'BitsAllocated': 16,
@@ -98,9 +98,9 @@ def _common(grid: base.Grid, header: Mapping[str, Any], seed_uid: str) -> Datase
   }
   identity = {
     'SOPClassUID': CTImageStorage,
-    'StudyInstanceUID': _uid(seed_uid, 'study'),
-    'SeriesInstanceUID': _uid(seed_uid, 'series'),
-    'FrameOfReferenceUID': _uid(seed_uid, 'frame'),
+    'StudyInstanceUID': hashed_uid(seed_uid, 'study'),
+    'SeriesInstanceUID': hashed_uid(seed_uid, 'series'),
+    'FrameOfReferenceUID': hashed_uid(seed_uid, 'frame'),
   }
   dataset = Dataset()
   for keyword, value in {**_DEFAULTS, **geometry, **identity, **header}.items():
@@ -125,17 +125,11 @@ def _file_meta(sop_instance_uid: str) -> FileMetaDataset:
   meta.MediaStorageSOPInstanceUID = sop_instance_uid
   meta.TransferSyntaxUID = ExplicitVRLittleEndian
   # Ours, since pydicom's holds its version, which would change the bytes.
-  meta.ImplementationClassUID = _uid('covid3way', 'implementation')
+  meta.ImplementationClassUID = hashed_uid('covid3way', 'implementation')
   meta.ImplementationVersionName = 'COVID3WAY'
   return meta
 
 
-def _uid(*words: str) -> str:
-  """A UUID-derived UID (PS3.5, B.2) from words."""
-  digest = hashlib.sha256('/'.join(words).encode()).digest()
-  return f'2.25.{int.from_bytes(digest[:16], "big")}'
-
-
-def _decimal(values: np.ndarray) -> list[DSfloat]:
+def decimals(values: Sequence[float]) -> list[DSfloat]:
   """Decimal strings of at most 16 characters."""
   return [DSfloat(float(v) + 0.0, auto_format=True) for v in values]  # no '-0.0'

@@ -1,7 +1,7 @@
 """The standard embedding space and its inverse (paper, Section III-B.1 and Fig. 2)."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -137,10 +137,9 @@ def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.nda
     (x', y', z') float32 of the standard space's shape.
   """
   weights = _weights(resample.lanczos, placement, inverse=False)
-  signal = np.empty(placement.space.shape, np.float32)
-  for planes, slab in resample.apply_in_slabs(hu, weights, outside=AIR_HU):
-    signal[:, :, planes] = normalise(slab + AIR_HU, window)
-  return jnp.asarray(signal)
+  slabs = resample.apply_in_slabs(hu, weights, outside=AIR_HU)
+  normalised = ((planes, normalise(slab + AIR_HU, window)) for planes, slab in slabs)
+  return jnp.asarray(_gathered(normalised, placement.space.shape, np.float32))
 
 
 def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
@@ -149,10 +148,8 @@ def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') bool.
   """
-  result = np.empty(placement.space.shape, bool)
-  for planes, slab in _cast_linear(mask, placement):
-    result[:, :, planes] = slab > 0.5
-  return result
+  cut = ((planes, slab > 0.5) for planes, slab in _cast_linear(mask, placement))
+  return _gathered(cut, placement.space.shape, bool)
 
 
 def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
@@ -161,12 +158,12 @@ def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') uint8 with the same labels.
   """
-  result = np.empty(placement.space.shape, np.uint8)
   sides = (_cast_linear(lungs == side, placement) for side in (LEFT, RIGHT))
-  for (planes, left), (_, right) in zip(*sides, strict=True):
-    side = np.where(left > right, LEFT, RIGHT)
-    result[:, :, planes] = np.where(left + right > 0.5, side, 0)
-  return result
+  labelled = (
+    (planes, np.where(left + right > 0.5, np.where(left > right, LEFT, RIGHT), 0))
+    for (planes, left), (_, right) in zip(*sides, strict=True)
+  )
+  return _gathered(labelled, placement.space.shape, np.uint8)
 
 
 def _cast_linear(
@@ -190,10 +187,8 @@ def return_volume(
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
   """
   weights = _weights_back(placement, region)
-  result = np.empty([len(w) for w in weights], np.float32)
-  for planes, slab in resample.apply_in_slabs(volume, weights):
-    result[:, :, planes] = slab
-  return result
+  slabs = resample.apply_in_slabs(volume, weights)
+  return _gathered(slabs, [len(w) for w in weights], np.float32)
 
 
 def return_mask(
@@ -205,9 +200,20 @@ def return_mask(
     (x, y, z) bool on the own grid, or on its region.
   """
   weights = _weights_back(placement, region)
-  result = np.empty([len(w) for w in weights], bool)
-  for planes, slab in resample.apply_in_slabs(mask, weights):
-    result[:, :, planes] = slab > 0.5
+  slabs = resample.apply_in_slabs(mask, weights)
+  cut = ((planes, slab > 0.5) for planes, slab in slabs)
+  return _gathered(cut, [len(w) for w in weights], bool)
+
+
+def _gathered(
+  slabs: Iterable[tuple[slice, np.ndarray]],
+  shape: Sequence[int],
+  dtype: np.typing.DTypeLike,
+) -> np.ndarray:
+  """A volume, out of slabs along its last axis."""
+  result = np.empty(shape, dtype)
+  for planes, slab in slabs:
+    result[:, :, planes] = slab
   return result
 
 

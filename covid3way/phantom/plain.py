@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from covid3way.base import Grid
 from covid3way.standard.space import StandardSpace
 
 _LESION_MM = (4.0, 25.0)  # Radii.
@@ -42,3 +43,25 @@ def plain_chest(n: int, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarra
   signal = np.full(lungs.shape, -0.2, np.float32)
   signal[infection] = rng.normal(-0.03, 0.04, count).clip(-0.14, 0.2)
   return signal, lungs, infection
+
+
+def plain_scan(n: int) -> tuple[np.ndarray, Grid]:
+  """The same lungs in a body of soft tissue, as a scan on its own grid.
+
+  Args:
+    n: voxels of an axial slice's sides, 334 mm long; there are 300 of 512 mm / n each
+      where n is 512, and fewer, thicker ones where it is less.
+
+  Returns:
+    (n, n, slices) int16, HU with noise of 20 HU, and the grid.
+  """
+  space, rng = StandardSpace((n, n, n)), np.random.default_rng(0)
+  slices = round(n * 300 / 512)
+  first = (n - slices) // 2
+  signal, lungs, _ = (a[:, :, first:][:, :, :slices] for a in plain_chest(n, 0.03))
+  x, y = (np.linspace(-1, 1, n) for _ in range(2))
+  body = ((x / 0.95) ** 2)[:, None] + (y / 0.75) ** 2 < 1
+  hu = np.where(body, 40.0, -1000.0).astype(np.float32)[:, :, None].repeat(slices, 2)
+  hu[lungs] = 1200 * signal[lungs] - 600
+  hu += rng.normal(0, 20, hu.shape).astype(np.float32)
+  return np.rint(hu).astype(np.int16), Grid(hu.shape, np.diag([*space.spacing_mm, 1.0]))

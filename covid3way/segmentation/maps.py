@@ -1,28 +1,52 @@
 """The probability map of each part of a method, in the standard space."""
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from covid3way import progress
-from covid3way.segmentation import oblique_map
+from covid3way.networks import inference
+from covid3way.networks.unet import UNet
+from covid3way.segmentation import oblique_map, windows
 from covid3way.segmentation.aggregators import LEVELS
 from covid3way.segmentation.model import Model
 from covid3way.segmentation.sub_volumes import sub_volume_map
 from covid3way.training import views
 
+# Batches under way at a time: a CPU has a core for each, and one keeps 0.2 GiB; an
+# accelerator is given the next while the last is fetched.
+_MOST_AT_A_TIME = 8
+_CPU_PIXELS = 2**17  # Of a batch on a CPU: more do not stay in its cache.
 
-@functools.partial(jax.jit, static_argnames=('network', 'view'))
-def predict_slices(network, view: str, variables, signal, indices) -> jax.Array:
-  """Signal (x, y, z) and slices (b, d) of each stack -> uint8 (b, h, w).
 
-  One compilation serves all scans of a standard space.
+@functools.partial(jax.jit, static_argnames='axis')
+def predict_window(
+  network: inference.Folded,
+  signal: jax.Array,
+  indices: jax.Array,
+  where: inference.Boxes,
+  *,
+  axis: int,
+) -> jax.Array:
+  """Signal (x, y, z) and slices (b, d) of each stack -> uint8 (b, *window).
+
+  One compilation serves all slices, views and scans with windows of that size.
   """
-  stacks = views.gather(signal, indices, view).astype(jnp.float32)
-  logits = network.apply(variables, stacks, train=False)
-  return jnp.round(jax.nn.softmax(logits)[..., 1] * LEVELS).astype(jnp.uint8)
+
+  def cut(index: jax.Array) -> jax.Array:
+    start, size = (list(each) for each in (where.down, where.down_size))
+    start.insert(axis, index)
+    size.insert(axis, 1)
+    return lax.dynamic_slice(signal, start, size).squeeze(axis)
+
+  stacks = jnp.stack([jnp.stack([cut(i) for i in row], axis=-1) for row in indices])
+  found = inference.probabilities(network, stacks.astype(jnp.float32), where)
+  return jnp.round(found * LEVELS).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames='network')
@@ -36,14 +60,16 @@ def probability_map(
 ) -> np.ndarray:
   """Infection probability of every voxel as one part of the method sees it.
 
-  What does not cross the lungs is not computed: it stays 0.
+  Of slices only windows around the lungs are computed; elsewhere it is 0 there. Within
+  the windows it is what whole slices give, up to the rounding of float32.
 
   Args:
     model: the trained networks.
     part: of the method, one that predicts.
     signal: (x, y, z) in the model's standard space, window units.
     lungs: (x, y, z) lung mask in that space.
-    batch_size: slices, planes or sub-volumes computed at once.
+    batch_size: slices, planes or sub-volumes computed at once; on a CPU, of slices, as
+      many as its cache holds.
 
   Returns:
     (x, y, z) uint8, 0 ... 255 for 0 ... 1.
@@ -54,22 +80,41 @@ def probability_map(
 
 
 def _of_slices(model: Model, part: str, signal, lungs, batch_size: int) -> np.ndarray:
-  view = model.spec.about.parts[part].view
-  axis = views.NORMAL_AXIS[view]
-  crossing = lungs.any(axis=tuple(a for a in range(3) if a != axis))
-  wanted = np.flatnonzero(crossing)
-  result = np.zeros(signal.shape, np.uint8)
+  axis = views.NORMAL_AXIS[model.spec.about.parts[part].view]
+  network, unet = _folded(model, part), model.spec.network_of(part)
+  offsets, n = model.spec.offsets_voxels(part), lungs.shape[axis]
+  at_a_time = 2
+  if jax.default_backend() == 'cpu':
+    at_a_time = min(os.cpu_count(), _MOST_AT_A_TIME)
+    batch_size = max(_CPU_PIXELS * n // lungs.size, 1)
+  result = np.zeros(lungs.shape, np.uint8)
   slices = np.moveaxis(result, axis, 0)
-  network, variables = model.spec.network_of(part), model.variables[part]
-  starts = range(0, len(wanted), batch_size)
-  for start in progress.track(starts, what=f'view {part}'):
-    indices = wanted[start : start + batch_size]
+
+  def predict(batch: tuple[np.ndarray, inference.Boxes]) -> None:
+    indices, where = batch
     # The last batch is filled up with its last slice: one shape, one compilation.
     full = np.pad(indices, (0, batch_size - len(indices)), mode='edge')
-    stacks = views.stack_indices(full, model.spec.offsets_voxels(part), len(crossing))
-    computed = predict_slices(network, view, variables, signal, stacks)
-    slices[indices] = computed[: len(indices)]
+    stacks = views.stack_indices(full, offsets, n)
+    found = np.asarray(predict_window(network, signal, stacks, where, axis=axis))
+    (top, left), (height, width) = where.window, where.window_size
+    slices[indices, top : top + height, left : left + width] = found[: len(indices)]
+
+  batches = list(windows.over(lungs, axis, unet.stride, batch_size))
+  with ThreadPoolExecutor(at_a_time) as workers:
+    work = [workers.submit(predict, batch) for batch in batches]
+    for done in progress.track(work, what=f'view {part}'):
+      done.result()
   return result
+
+
+@functools.lru_cache(maxsize=3)
+def _folded(model: Model, part: str) -> inference.Folded:
+  network = model.spec.network_of(part)
+  assert isinstance(network, UNet)  # No other one predicts slices.
+  return _fold(network, model.variables[part])
+
+
+_fold = jax.jit(inference.fold, static_argnums=0)
 
 
 def _of_volumes(model: Model, part: str, signal, lungs, batch_size: int) -> np.ndarray:

@@ -1,55 +1,108 @@
-"""Measures stages on this machine; prints a table and writes `benchmark.json`.
+"""Measures stages on this machine; prints a table, writes `benchmark.json` and `.png`.
 
-  python -m covid3way.main --config=configs/benchmark.py:simulator \
+  python -m covid3way.main --config=configs/benchmark.py:STAGE \
     --workdir=runs/benchmark
 
-`:simulator` measures T(W) and the fit. The law and its morphology are those of
-`config.simulator`, as in the other jobs. Cases are voxels per side, and the infected
-share of the lung in percent (3 when it is not given). Every case runs in a process of
-its own, once cold, with compilation, and then warm; `peak_mib` is the accelerator's, on
-a CPU the whole process's.
+| STAGE | what is measured |
+|---|---|
+| `start` | the program's `--help`, and a wrong use |
+| `read` | a DICOM series from the disk |
+| `lungs` | the lung mask |
+| `cast`, `return` | the standard space, forward and inverse |
+| `stacks` | slice stacks of all slices that cross the lungs |
+| `networks` | the three probability maps; rates count all slices there are |
+| `export` | all files of a scan |
+| `predict` | the whole program: all outputs, three networks of the released size |
+| `training` | slice stacks per second: the loader, the devices, both |
+| `simulator` | 200 transitions of T(W), and the fit of a pair |
+| `peers` | OpenCV's and PyTorch's routes, if they are installed, beside ours |
+| `all` | all but `peers` |
 
-  python -m covid3way.main --config=configs/benchmark.py:training \
-    --workdir=runs/benchmark-training
-
-`:training` measures slice stacks per second: of the loader alone, of the devices alone
-(data in memory) and of both together, with the settings of `config.training`. Cases are
-voxels per side, precision and number of devices; those it has are for a CPU. For eight
-accelerators:
+Cases are voxels a side of the standard space. The scan is `--config.input`, else a
+plain chest of as many voxels a side. A case of the simulator also has the infected
+share of the lung in percent (3 when it is not given), one of a training precision and
+number of devices, which on a CPU are virtual: for eight accelerators
 
   --config.training.batch_size=512 \
   --config.benchmark.cases='(("train", "512-bfloat16-1"), ("train", "512-bfloat16-8"))'
+
+Every case runs in a process of its own: `cold_s` is its first run, compilation
+included, `warm_s` the median of `config.benchmark.repeats` more. `peak_mib` is the
+accelerator's, on a CPU the whole process's. `moved_gb` and `gflop` are the least that a
+run has to move and to count; `share_of_limit` is the time which that would take at the
+copy and matrix product that the same run measured (first row), over the time it took.
 """
 
 from configs import default
 
+_SIZES = ('128', '256', '512')
+_OF_SCANS = (
+  'read',
+  'lungs',
+  'cast',
+  'return',
+  'stacks',
+  'networks',
+  'export',
+  'predict',
+)
+_CASES = {
+  'start': (('start', '512'),),
+  **{stage: tuple((stage, size) for size in _SIZES) for stage in _OF_SCANS},
+  'training': tuple(
+    ('train', f'128-{precision}-{n}')
+    for precision in ('float32', 'bfloat16')
+    for n in (1, 2, 4)
+  ),
+  'simulator': (
+    *(('simulate', case) for case in ('128', '256', '512-01', '512-03', '512-10')),
+    ('fit', '256'),
+  ),
+}
+_PEERS = (
+  ('cast', '512'),
+  ('opencv', '512'),
+  ('networks', '512'),
+  ('torch', '512'),
+  ('train', '128-float32-1'),
+  ('torch_train', '128'),
+)
 # Of a training, and of no use here.
 _UNUSED = ('views', 'patience', 'validation_slices', 'validation_share', 'fold')
 _UNUSED += ('simulated_ratio', 'renew_epochs', 'split')
 
 
-def get_config(variant: str = 'simulator'):
-  """`:simulator`, `:training`, or `:smoke`: both, tiny."""
-  names = {'': '', 'simulator': '', 'training': '', 'smoke': 'smoke'}
+def get_config(variant: str = 'all'):
+  """One of the stages above, `:all`, or `:smoke`: some of them, tiny."""
+  cases = _CASES | {'peers': _PEERS, 'all': sum(_CASES.values(), ())}
+  cases |= {'smoke': (), '': cases['all']}
+  if variant not in cases:
+    raise ValueError(f'there is no variant {variant!r}, only {", ".join(cases)}')
   config = default.pick(
-    'benchmark', names.get(variant, variant), 'simulator', 'training', 'benchmark'
+    'benchmark',
+    '',
+    *('input', 'window', 'simulator', 'training', 'prediction.batch_size', 'export'),
+    'benchmark',
   )
   config.training.update(default.SMOKE_TRAINING if variant == 'smoke' else {})
   for field in _UNUSED:
     del config.training[field]
-  if variant == 'training':
-    config.training.update(batch_size=8, open_slabs=8)
-    config.benchmark.steps = 10
-    config.benchmark.cases = tuple(
-      ('train', f'128-{precision}-{n}')
-      for precision in ('float32', 'bfloat16')
-      for n in (1, 2, 4)
-    )
+  config.export.dicom = True
+  config.benchmark.cases = cases[variant]
   if variant == 'smoke':
     config.benchmark.update(
-      cases=(('simulate', '32-10'), ('fit', '32-10'), ('train', '32-float32-1')),
+      cases=(
+        ('start', '32'),
+        *((stage, '32') for stage in ('cast', 'return', 'stacks')),
+        ('simulate', '32-10'),
+        ('fit', '32-10'),
+        ('train', '32-float32-1'),
+      ),
       transitions=20,
       repeats=1,
       steps=3,
     )
+  else:
+    config.training.update(batch_size=8, open_slabs=8)
+    config.benchmark.steps = 10
   return config

@@ -231,7 +231,8 @@ def get_config() -> ConfigDict:
   config.prediction = ConfigDict()
   # Of the sum of three probabilities, (0, 3); not given: the model's own aggregator.
   config.prediction.threshold = placeholder(float)
-  config.prediction.batch_size = 4  # Slice stacks computed at once.
+  # Slices, planes or sub-volumes computed at once; on a CPU slices as its cache allows.
+  config.prediction.batch_size = 4
   config.prediction.keep_views = False  # Also write each view's probability map.
 
   # What predict and quantify write of a scan, besides NIfTI, JSON, picture and page.
@@ -241,10 +242,7 @@ def get_config() -> ConfigDict:
 
   # Benchmark: (stage, case) pairs; see configs/benchmark.py.
   config.benchmark = ConfigDict()
-  config.benchmark.cases = (
-    *(('simulate', case) for case in ('128', '256', '512-01', '512-03', '512-10')),
-    ('fit', '256'),
-  )
+  config.benchmark.cases = ()
   config.benchmark.transitions = 200
   config.benchmark.repeats = 3  # Warm runs, whose median counts.
   config.benchmark.steps = 30  # Of a training, measured after as many to warm up.

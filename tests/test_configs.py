@@ -26,7 +26,15 @@ NAMES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'def
 TABLES = ('scanners', 'W', 'settings')
 # Handed on whole to another process, or read where an ablation asks for it.
 HANDED_ON = {
-  'benchmark': ('training.',),
+  'benchmark': (
+    'input',
+    'window.',
+    'simulator.',
+    'training.',
+    'prediction.',
+    'export.',
+    'benchmark.',
+  ),
   'crossval': (
     'space.',
     'window.',

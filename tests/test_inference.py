@@ -8,9 +8,9 @@ import pytest
 from covid3way.networks import inference
 from covid3way.networks.unet import UNet
 from covid3way.segmentation import windows
+from covid3way.segmentation.aggregators import plain
 from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, ModelSpec
-from covid3way.segmentation.aggregators import plain
 from covid3way.training.views import NORMAL_AXIS
 
 
@@ -72,7 +72,7 @@ def test_a_window_has_the_values_of_the_whole_slice(known, start, size):
 
 
 def test_pixels_matter_as_far_as_the_margin_reaches_and_no_further():
-  """Those that matter have a gradient, where no ReLU hides it; 5 levels, as released."""
+  """They have a gradient, where no ReLU hides it; as many levels as released."""
   network = UNet((2, 2, 2, 2, 2))
   variables = jax.tree.map(jnp.abs, lively(network, 1))
   statistics = jax.tree.map(jnp.zeros_like, variables['batch_stats'])

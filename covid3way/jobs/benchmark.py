@@ -1,9 +1,10 @@
-"""Measures what stages cost on this machine: time, memory and rate."""
+"""Measures what stages cost on this machine, and how near to its limits they are."""
 
 import functools
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,58 +17,67 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError
-from covid3way.jobs import throughput
+from covid3way.evaluation.costs import cost_by_size
+from covid3way.jobs import peers, stages, throughput
 from covid3way.jobs.batch import peak_bytes
-from covid3way.jobs.laws import location_of, simulator_settings
-from covid3way.jobs.series import anatomy_of
-from covid3way.phantom.plain import plain_chest
-from covid3way.scans.files import write_json
-from covid3way.simulator import histogram, population, trajectory
-from covid3way.simulator.fit import fit
-from covid3way.simulator.prior import Location
-from covid3way.simulator.state import Anatomy, Settings, State
+from covid3way.scans.files import whole, write_json
+
+_COPIED = 2**26  # float32 values.
+_SIDE = 4096  # Of the matrices.
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Writes `benchmark.json`, a list of rows, and prints them, as they come.
+  """Writes `benchmark.json`, a list of rows, and `benchmark.png`, cost against size.
 
-  Another run measures again and replaces them.
+  Another run measures again and replaces them. The first row is the machine itself: a
+  large copy and a large matrix product, by which the shares of all others are reckoned.
   """
-  settings, measures, rows = config.benchmark, [], []
-  simulator = simulator_settings(config.simulator), location_of(config.simulator)
-  for stage, case in settings.cases:
-    if stage == 'train':
-      how = throughput.parse(case), config.training.to_dict(), settings.steps
-      measures.append((stage, case, functools.partial(throughput.measure, *how)))
-    else:
-      how = stage, *_parse(stage, case), *simulator
-      how = *how, settings.transitions, settings.repeats
-      measures.append((stage, case, functools.partial(_measure, *how)))
-  told = None
+  rows, told = [], None
+  measures = [
+    ('machine', '', _machine),
+    *(_measure_of(*c, config) for c in _cases(config)),
+  ]
   for stage, case, measure in progress.track(measures, what='benchmark'):
     # A process of its own: nothing compiled yet, and its peak is the stage's.
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as process:
-      row = {'stage': stage, 'case': case, **process.submit(measure).result()}
-    rows.append(row)
-    if tuple(row) != told:
-      told = tuple(row)
+      limits = rows[0] if rows else {}
+      row = process.submit(measure, limits).result()
+    rows.append({'stage': stage, 'case': case, **row})
+    if tuple(rows[-1]) != told:
+      told = tuple(rows[-1])
       print(_line(told))
-    print(_line(row.values()))
+    print(_line(rows[-1].values()))
     write_json(workdir / 'benchmark.json', rows)
+  with whole(workdir / 'benchmark.png') as aside:
+    cost_by_size(aside, rows[1:])
 
 
-def _parse(stage: str, case: str) -> tuple[int, float]:
-  """'512-03' -> 512 voxels a side, 3 % of the lung infected; without it 3 %.
+def _cases(config: ConfigDict) -> list[tuple[str, str]]:
+  """(stage, case) pairs, all of which exist.
 
   Raises:
-    ConfigError: it is no such thing.
+    ConfigError: one does not.
   """
-  side, _, percent = case.partition('-')
-  if stage in _STAGES and side.isdecimal() and (percent or '3').isdecimal():
-    return int(side), int(percent or 3) / 100
-  stages = ', '.join((*_STAGES, 'train'))
-  remedy = f'stages are {stages}; cases are e.g. 128 or 512-03'
-  raise ConfigError('config.benchmark.cases', f'{stage!r}, {case!r}', remedy)
+  known = {*stages.STAGES, *peers.STAGES, 'train'}
+  for stage, case in config.benchmark.cases:
+    if stage not in known:
+      raise ConfigError(
+        'config.benchmark.cases', repr(stage), f'stages are {", ".join(sorted(known))}'
+      )
+    if stage == 'train':
+      throughput.parse(case)
+    else:
+      stages.parse(stage, case)
+  return list(config.benchmark.cases)
+
+
+def _measure_of(
+  stage: str, case: str, config: ConfigDict
+) -> tuple[str, str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
+  if stage == 'train':
+    how = throughput.parse(case), config.training.to_dict(), config.benchmark.steps
+    return stage, case, functools.partial(throughput.measure, *how)
+  return stage, case, functools.partial(_measure, stage, case, config.to_dict())
 
 
 def _line(values: Iterable[Any]) -> str:
@@ -75,77 +85,87 @@ def _line(values: Iterable[Any]) -> str:
   return ' '.join(word.rjust(9) for word in told)
 
 
-def _simulate(
-  state: State, anatomy: Anatomy, settings: Settings, transitions: int
-) -> Callable[[], float]:
-  """T(W) on a volume; gives voxel updates."""
-  w = jax.tree.map(jnp.float32, settings.law.parameters())
-  key = jax.random.key(0)
-
-  def simulate():
-    after, infected = trajectory.observe(
-      key, state, w, anatomy, settings, steps=transitions, what=_count
-    )
-    after.signal.block_until_ready()
-    return float(infected.sum(dtype=np.float64))
-
-  return simulate
-
-
-def _count(signal: jax.Array, infection: jax.Array) -> jax.Array:
-  return infection.sum()
-
-
-def _fit(
-  state: State, _: Anatomy, settings: Settings, transitions: int
-) -> Callable[[], float]:
-  """W out of the histograms of a scan and of what the law makes of it; gives pairs."""
-  law = settings.law
-  before = histogram.counts(np.asarray(state.signal)[np.asarray(state.infection)])
-  w = law.parameters(growth=0.005, conversion=0.12, absorption=0.0007)
-  after = np.asarray(population.evolve(w, before, transitions, law))
-  return lambda: fit(before, after, transitions, law=law) and 1
-
-
-# What a stage does, and what its rate counts.
-_STAGES = {'simulate': (_simulate, 'voxel updates/s'), 'fit': (_fit, 'pairs/s')}
-
-
-def _measure(
-  stage: str,
-  n: int,
-  share: float,
-  settings: Settings,
-  location: Location,
-  transitions: int,
-  repeats: int,
-) -> dict[str, Any]:
-  """Runs a stage, which tells how much it did, once cold and some times warm.
-
-  On an n^3 standard space with `share` of the lung infected.
-  """
-  make, unit = _STAGES[stage]
-  work = make(*_chest(n, share, location), settings, transitions)
-  jax.config.update('jax_enable_compilation_cache', False)
-  seconds = []
-  for _ in range(1 + repeats):
-    start = time.monotonic()
-    amount = work()
-    seconds.append(time.monotonic() - start)
-  warm = statistics.median(seconds[1:])
+def _machine(_: Mapping[str, Any]) -> dict[str, Any]:
+  """The ceilings: bytes read and written by a copy, operations of a matrix product."""
   device = jax.devices()[0]
+  values = jnp.zeros(_COPIED)
+  target = np.empty(_COPIED, np.float32)
+  if device.platform == 'cpu':  # XLA's own copy also has to be given new memory.
+    copy = functools.partial(np.copyto, target, np.asarray(values))
+  else:
+    negative = jax.jit(jnp.negative)
+    copy = lambda: negative(values).block_until_ready()  # noqa: E731
+  square, product = jnp.ones((_SIDE, _SIDE)), jax.jit(jnp.dot)
+  multiply = lambda: product(square, square).block_until_ready()  # noqa: E731
   return {
     'device': device.device_kind,
-    'cold_s': round(seconds[0], 2),
-    'warm_s': round(warm, 2),
-    'peak_mib': round(peak_bytes(device) / 2**20, 1),
-    'rate': float(f'{amount / warm:.4g}'),
-    'rate_unit': unit,
+    'copy_gb_per_s': _rounded(8e-9 * _COPIED / min(_seconds(copy, 5))),
+    'product_gflop_per_s': _rounded(2e-9 * _SIDE**3 / min(_seconds(multiply, 5))),
   }
 
 
-def _chest(n: int, share: float, location: Location) -> tuple[State, Anatomy]:
-  """The plain chest as the simulator takes it."""
-  signal, lungs, infection = plain_chest(n, share)
-  state = State(jnp.asarray(signal), jnp.asarray(infection))
-  return state, anatomy_of(signal, lungs, infection, lungs, location)
+def _seconds(work: Callable[[], Any], times: int) -> list[float]:
+  """Of each time but a first one."""
+  found = []
+  for _ in range(1 + times):
+    start = time.monotonic()
+    work()
+    found.append(time.monotonic() - start)
+  return found[1:]
+
+
+def _measure(
+  stage: str, case: str, settings: dict[str, Any], limits: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Runs a stage, which tells how much it did, once cold and some times warm."""
+  config = ConfigDict(settings)
+  jax.config.update('jax_enable_compilation_cache', False)
+  with tempfile.TemporaryDirectory() as folder:
+    kinds = peers if stage in peers.STAGES else stages
+    work = kinds.make(stage, case, config, Path(folder))
+    start = time.monotonic()
+    amount = work.run()
+    cold = time.monotonic() - start
+    warm = statistics.median(_seconds_again(work, config.benchmark.repeats))
+    device = jax.devices()[0]
+    row = {
+      'device': device.device_kind,
+      'cold_s': round(cold, 2),
+      'warm_s': _rounded(warm),
+      'peak_mib': round(peak_bytes(device) / 2**20, 1),
+      'rate': _rounded(amount / warm),
+      'rate_unit': work.unit,
+      **_bound(amount * work.bytes_each, amount * work.operations_each, warm, limits),
+    }
+    return row | work.further(warm)
+
+
+def _seconds_again(work: stages.Work, times: int) -> list[float]:
+  found = []
+  for _ in range(times):
+    start = time.monotonic()
+    work.run()
+    found.append(time.monotonic() - start)
+  return found
+
+
+def _bound(
+  moved: float, operations: float, seconds: float, limits: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What a stage has to move and to count, and how near to the machine's limit it is.
+
+  `share_of_limit` is the time that the larger of both takes at the machine's ceilings,
+  over the time that was taken; None where neither is known.
+  """
+  by_copy = moved / 1e9 / limits['copy_gb_per_s']
+  by_product = operations / 1e9 / limits['product_gflop_per_s']
+  least = max(by_copy, by_product)
+  return {
+    'moved_gb': _rounded(moved / 1e9),
+    'gflop': _rounded(operations / 1e9),
+    'share_of_limit': _rounded(least / seconds) if least else None,
+  }
+
+
+def _rounded(value: float) -> float:
+  return float(f'{value:.4g}')

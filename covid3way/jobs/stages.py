@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,6 +67,20 @@ class Work:
   further: Callable[[float], Mapping[str, Any]] = lambda warm_s: {}
 
 
+def parse(stage: str, case: str) -> tuple[int, float]:
+  """'512-03' -> 512 voxels a side, 3 % of the lung infected; without it 3 %.
+
+  Raises:
+    ConfigError: it is no such thing.
+  """
+  found = re.fullmatch(r'(\d+)(?:-(\d+))?', case)
+  if not found:
+    raise ConfigError(
+      'config.benchmark.cases', f'{stage!r}, {case!r}', 'use e.g. 128 or 512-03'
+    )
+  return int(found[1]), int(found[2] or 3) / 100
+
+
 def make(stage: str, case: str, config: ConfigDict, folder: Path) -> Work:
   """A stage, ready to run.
 
@@ -79,23 +92,16 @@ def make(stage: str, case: str, config: ConfigDict, folder: Path) -> Work:
     folder: to write to.
 
   Raises:
-    ConfigError: there is no such stage or case.
+    ConfigError: there is no such case.
   """
-  found = re.fullmatch(r'(\d+)(?:-(\d+))?', case)
-  if stage not in STAGES or not found:
-    raise ConfigError(
-      'config.benchmark.cases',
-      f'{stage!r}, {case!r}',
-      f'stages are {", ".join(STAGES)}; cases are e.g. 128 or 512-03',
-    )
-  n, percent = int(found[1]), int(found[2] or 3)
+  n, share = parse(stage, case)
   if stage in ('simulate', 'fit'):
-    return STAGES[stage](n, percent / 100, config)
-  return STAGES[stage](_Given(n, config, folder))
+    return STAGES[stage](n, share, config)
+  return STAGES[stage](Given(n, config, folder))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Given:
+class Given:
   """A scan, and what is made of it on the way to a stage.
 
   Attributes:
@@ -110,6 +116,7 @@ class _Given:
 
   @functools.cached_property
   def row(self) -> ManifestRow:
+    """The first scan of the input; else the chest, written as DICOM."""
     if self.config.input:
       return source.resolve(Path(self.config.input))[0]
     series = self.folder / 'chest'
@@ -120,19 +127,23 @@ class _Given:
 
   @functools.cached_property
   def scan(self) -> Scan:
+    """As read."""
     return source.read_scan(self.row)
 
   @functools.cached_property
   def lungs(self) -> np.ndarray:
+    """On its own grid."""
     return lungs_of(self.row, self.scan)[0]
 
   @functools.cached_property
   def standard(self) -> StandardScan:
+    """In the standard space."""
     window, _ = window_of(self.row, self.scan, self.lungs, self.config.window)
     return cast(self.scan, self.lungs, window, StandardSpace((self.n,) * 3))
 
   @functools.cached_property
   def model(self) -> Model:
+    """Three untrained networks of the released size."""
     spec = ModelSpec('infection', (self.n,) * 3, _OFFSETS_MM, _FEATURES)
     trees = {
       view: spec.network.init(
@@ -143,19 +154,19 @@ class _Given:
     return Model(spec, trees, aggregators.plain(tuple(trees)))
 
 
-def _read(given: _Given) -> Work:
+def _read(given: Given) -> Work:
   files = sum(f.stat().st_size for f in given.row.image.rglob('*') if f.is_file())
   run = lambda: len((source.read_scan(given.row),))  # noqa: E731
   return Work(run, 'scans/s', files + given.scan.hu.nbytes)
 
 
-def _lungs(given: _Given) -> Work:
+def _lungs(given: Given) -> Work:
   hu = given.scan.hu
   run = lambda: len((lungs_of(given.row, given.scan),))  # noqa: E731
   return Work(run, 'scans/s', hu.nbytes + hu.size)
 
 
-def _cast(given: _Given) -> Work:
+def _cast(given: Given) -> Work:
   hu, standard = given.scan.hu, given.standard
   placement, window = standard.placement, standard.window
 
@@ -168,7 +179,7 @@ def _cast(given: _Given) -> Work:
   return Work(run, 'scans/s', hu.nbytes + 4 * into, taps * (first + into))
 
 
-def _return(given: _Given) -> Work:
+def _return(given: Given) -> Work:
   standard = given.standard
   volume = np.where(standard.lungs > 0, np.float16(0.5), np.float16(0))
 
@@ -182,7 +193,7 @@ def _return(given: _Given) -> Work:
   )
 
 
-def _stacks(given: _Given) -> Work:
+def _stacks(given: Given) -> Work:
   """A stack of each slice that crosses the lungs, of each view."""
   signal, spec = given.standard.signal, given.model.spec
   gather = jax.jit(views.gather, static_argnums=2)
@@ -201,7 +212,7 @@ def _stacks(given: _Given) -> Work:
   return Work(run, 'stacks/s', 2 * 4 * len(_OFFSETS_MM) * given.n**2)
 
 
-def _networks(given: _Given) -> Work:
+def _networks(given: Given) -> Work:
   """The three maps; what counts is every slice of every view, computed or not."""
   signal, lungs, spec = given.standard.signal, given.standard.lungs, given.model.spec
   batch_size = given.config.prediction.batch_size
@@ -226,7 +237,7 @@ def _networks(given: _Given) -> Work:
   )
 
 
-def _export(given: _Given) -> Work:
+def _export(given: Given) -> Work:
   """All files of a scan whose lungs are a tenth infected; DICOM of DICOM."""
   standard, config = given.standard, given.config
   infection = (given.lungs > 0) & (given.scan.hu > np.percentile(given.scan.hu, 90))
@@ -252,7 +263,7 @@ def _export(given: _Given) -> Work:
   return Work(run, 'scans/s', given.scan.hu.size * (4 + 1 + 1))
 
 
-def _predict(given: _Given) -> Work:
+def _predict(given: Given) -> Work:
   """The whole program, all outputs; warm with what an earlier run compiled."""
   model = given.folder / 'model'
   write_model(model, given.model, {})
@@ -298,7 +309,7 @@ def _predict(given: _Given) -> Work:
   return Work(run, 'scans/s', operations_each=each, further=further)
 
 
-def _start(given: _Given) -> Work:
+def _start(given: Given) -> Work:
   """`--help`, and a config that there is not."""
 
   def run() -> int:

@@ -4,7 +4,7 @@ import itertools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from covid3way.base import ConfigError
 from covid3way.jobs.cohort import open_cohort
 from covid3way.jobs.feed import reader
 from covid3way.jobs.train import recipe_of
+from covid3way.networks import inference
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
 from covid3way.training import loop
@@ -41,23 +42,30 @@ def parse(case: str) -> tuple[int, str, int]:
 
 
 def measure(
-  case: tuple[int, str, int], settings: dict[str, Any], steps: int
+  case: tuple[int, str, int],
+  settings: dict[str, Any],
+  steps: int,
+  limits: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Slice stacks per second of the xy view, on plain chests.
 
   `loader`: batches read and thrown away, nothing cached at the start; `devices`: a
   training on batches that lie in memory; `together`: a training as it is; both after an
-  epoch to warm up; `share`: of the slower one that both together reach.
+  epoch to warm up; `share`: of the slower one that both together reach;
+  `share_of_limit`: of what the machine's matrix product would allow, when the way back
+  takes twice the operations of the way there.
 
   Args:
     case: as of `parse`. On a CPU its devices are virtual, and share its cores.
     settings: `config.training`.
     steps: of an epoch.
+    limits: the machine's, with `product_gflop_per_s`.
 
   Raises:
     ConfigError: there are not so many devices.
   """
   side, precision, n = case
+  peak = limits['product_gflop_per_s']
   if n > 1:
     jax.config.update('jax_num_cpu_devices', n)
   devices = jax.devices()[:n]
@@ -95,7 +103,16 @@ def measure(
     'devices_per_s': _rounded(alone),
     'together_per_s': _rounded(together),
     'share': _rounded(together / min(loader, alone)),
+    'share_of_limit': _rounded(alone * _operations(settings, side) / 1e9 / peak),
   }
+
+
+def _operations(settings: ConfigDict, side: int) -> float:
+  """Of one slice stack there and back."""
+  features, channels = settings.features, len(settings.offsets_mm)
+  stride = 2 ** (len(features) - 1)
+  whole = inference.boxes((0, 0), (side, side), (side, side), stride)
+  return 3 * inference.operations(features, channels, whole)
 
 
 def _rounded(value: float) -> float:

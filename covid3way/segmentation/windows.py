@@ -3,7 +3,6 @@
 Every size is compiled once, so all scans, views and slices share these few.
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np

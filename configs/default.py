@@ -233,6 +233,8 @@ def get_config() -> ConfigDict:
   config.prediction.threshold = placeholder(float)
   # Slices, planes or sub-volumes computed at once; on a CPU slices as its cache allows.
   config.prediction.batch_size = 4
+  # Of slices' convolutions; 'bfloat16' suits accelerators, and is slower on a CPU.
+  config.prediction.precision = 'float32'
   config.prediction.keep_views = False  # Also write each view's probability map.
 
   # What predict and quantify write of a scan, besides NIfTI, JSON, picture and page.

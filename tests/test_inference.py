@@ -37,11 +37,15 @@ def whole(network, variables, stacks):
   return np.asarray(jax.nn.softmax(logits)[..., 1])
 
 
+def known_variables(network):
+  return lively(network, 2)
+
+
 @pytest.fixture(scope='module', params=[(3, 4, 6), (4, 32, 40)], ids=['few', 'many'])
 def known(request):
   """A network of three levels, what it finds in whole slices, and itself folded."""
   network = UNet(request.param)
-  variables = lively(network, 2)
+  variables = known_variables(network)
   stacks = np.random.default_rng(1).normal(size=(2, 96, 64, 2)).astype(np.float32)
   return (
     network,
@@ -69,6 +73,15 @@ def test_a_window_has_the_values_of_the_whole_slice(known, start, size):
   there = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
   assert got.shape == (2, *size) and np.ptp(expected[:, *there]) > 0.1
   np.testing.assert_allclose(got, expected[:, *there], atol=3e-5)
+
+
+def test_bfloat16_moves_no_probability_by_more_than_three_hundredths(known):
+  network, stacks, expected, _ = known
+  folded = inference.fold(network, known_variables(network), 'bfloat16')
+  where = inference.boxes((0, 0), (96, 64), (96, 64), network.stride)
+  got = inference.probabilities(folded, stacks, where)
+  apart = np.abs(np.asarray(got) - expected)
+  assert got.dtype == np.float32 and 1e-4 < apart.max() < 0.03
 
 
 def test_pixels_matter_as_far_as_the_margin_reaches_and_no_further():

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -142,6 +143,22 @@ def test_every_item_is_in_one_shard_and_failures_are_told_by_shard(tmp_path):
   assert list(json.loads(report.read_text())) == ['s4']
   for_each(items, done.append, what='test', workdir=tmp_path, shard=Shard())
   assert not list(tmp_path.iterdir())
+
+
+def test_two_items_are_under_way_at_once_and_failures_are_told_as_ever(tmp_path):
+  together, done = threading.Barrier(2, timeout=30), []
+
+  def work(item):
+    together.wait()  # Else the barrier breaks, and all items fail.
+    done.append(item)
+    if item == 2:
+      raise ConfigError('s2', 'wrong', 'mend it')
+
+  items = {f's{n}': n for n in range(4)}
+  with pytest.raises(SomeFailedError, match='1 of 4 scans failed'):
+    for_each(items, work, what='test', workdir=tmp_path, shard=Shard(), at_a_time=2)
+  assert sorted(done) == list(range(4))
+  assert list(json.loads((tmp_path / 'failures.json').read_text())) == ['s2']
 
 
 def test_more_shards_than_items_do_nothing(tmp_path):

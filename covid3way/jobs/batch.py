@@ -1,13 +1,16 @@
 """What jobs share: required inputs, a workdir's settings, work over many items."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import re
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
@@ -170,10 +173,11 @@ def for_each_scan(
   what: str,
   workdir: Path,
   shard: Shard,
+  at_a_time: int = 1,
 ) -> None:
   """`for_each` of the scans of a manifest."""
   scans = {row.scan_id: row for row in rows}
-  for_each(scans, work, what=what, workdir=workdir, shard=shard)
+  for_each(scans, work, what=what, workdir=workdir, shard=shard, at_a_time=at_a_time)
 
 
 def for_each(
@@ -184,6 +188,7 @@ def for_each(
   workdir: Path,
   shard: Shard,
   kind: str = 'scans',
+  at_a_time: int = 1,
 ) -> None:
   """Does `work` for each item of a shard; names those that fail in `shard.report`.
 
@@ -194,6 +199,8 @@ def for_each(
     workdir: of the report.
     shard: which items are done.
     kind: what the items are.
+    at_a_time: items under way at once, in threads: while one computes, others are read
+      and written.
 
   Raises:
     Covid3wayError: the only item there is failed.
@@ -201,22 +208,38 @@ def for_each(
     PreemptedError: an item was told to stop.
   """
   failures, mine = {}, list(items.items())[shard.index :: shard.of]
-  for number, (name, item) in enumerate(progress.track(mine, what=what), start=1):
-    try:
-      work(item)
-    except PreemptedError:
-      raise
-    except Exception as error:  # Even a defect of ours must not cost the others.
-      if len(items) == 1:
+  with _started(work, mine, at_a_time) as started:
+    for number, name in enumerate(progress.track(list(started), what=what), start=1):
+      try:
+        started[name]()
+      except PreemptedError:
         raise
-      failures[name] = _told(name, error)
-      logging.debug('%s', traceback.format_exc())
-    outcome = failures.get(name, f'{name}: done')
-    progress.say(f'{what} {number}/{len(mine)}: {outcome}')
+      except Exception as error:  # Even a defect of ours must not cost the others.
+        if len(items) == 1:
+          raise
+        failures[name] = _told(name, error)
+        logging.debug('%s', traceback.format_exc())
+      outcome = failures.get(name, f'{name}: done')
+      progress.say(f'{what} {number}/{len(mine)}: {outcome}')
   # The whole job has tried again what failed in its shards.
   for path in workdir.glob(f'failures-{what}-*of*.json') if shard.is_whole else ():
     path.unlink(missing_ok=True)
   report_failures(failures, len(mine), workdir / shard.report(what), kind=kind)
+
+
+@contextlib.contextmanager
+def _started(
+  work: Callable[[Item], Any], items: Sequence[tuple[str, Item]], at_a_time: int
+) -> Iterator[dict[str, Callable[[], Any]]]:
+  """By name, what waits for an item's work, or does it."""
+  if min(at_a_time, len(items)) <= 1:
+    yield {name: functools.partial(work, item) for name, item in items}
+    return
+  with ThreadPoolExecutor(at_a_time) as threads:
+    try:
+      yield {name: threads.submit(work, item).result for name, item in items}
+    finally:
+      threads.shutdown(cancel_futures=True)
 
 
 def _told(name: str, error: Exception) -> str:

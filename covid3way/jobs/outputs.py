@@ -223,10 +223,13 @@ def for_each_folder(
   what: str,
   workdir: Path,
   shard: Shard,
+  at_a_time: int = 1,
 ) -> None:
   """`batch.for_each_scan`, and then the tables of all that is done."""
   try:
-    for_each_scan(rows, work, what=what, workdir=workdir, shard=shard)
+    for_each_scan(
+      rows, work, what=what, workdir=workdir, shard=shard, at_a_time=at_a_time
+    )
   finally:
     if shard.is_whole:
       write_tables(rows, workdir)

@@ -1,6 +1,7 @@
 """Scans in; infection masks on their own grids, numbers, pictures and pages out."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,15 @@ from covid3way.jobs.preprocess import read_and_cast
 from covid3way.scans import source
 from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation import aggregators
-from covid3way.segmentation.maps import probability_map
+from covid3way.segmentation.maps import PRECISIONS, probability_map
 from covid3way.segmentation.model import Model, read_model
 from covid3way.segmentation.quantify import disagreement, disagreement_warnings
 from covid3way.segmentation.three_way import aggregate
 from covid3way.standard import space as spaces
 from covid3way.standard.window import ESTIMATED
+
+# Two scans are under way: one computes while the other is read or written.
+_COMPUTING, _WRITING = threading.Lock(), threading.Lock()
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
@@ -44,9 +48,14 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     'model_sha256': model.sha256,
     'window': config.window.to_dict(),
     'aggregator': aggregators.to_json(model.aggregator),
+    'precision': config.prediction.precision,
     'keep_views': config.prediction.keep_views,
     'export': config.export.to_dict(),
   }
+  if config.prediction.precision not in PRECISIONS:
+    remedy = f'use one of {", ".join(PRECISIONS)}'
+    found = repr(config.prediction.precision)
+    raise ConfigError('config.prediction.precision', found, remedy)
   outputs.check(config, workdir, 'predict')
   claim(workdir, 'predict', settings)
   outputs.for_each_folder(
@@ -55,6 +64,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
     what='predict',
     workdir=workdir,
     shard=shard,
+    at_a_time=2,
   )
 
 
@@ -81,23 +91,27 @@ def _predict_scan(row: ManifestRow, model: Model, config, workdir: Path) -> None
       f'{model.spec.domain or "HU"!r}',
       'give a model that was trained on such scans',
     )
-  outputs.write(folder, row, _find(row, model, config), config.export)
+  found = _find(row, model, config)
+  with _WRITING:
+    outputs.write(folder, row, found, config.export)
 
 
 def _find(row: ManifestRow, model: Model, config) -> outputs.Finding:
   """A scan's infection. What is held of the standard space is small in the end."""
   scan, lungs, standard = read_and_cast(row, model.spec.space, config.window)
   lobes = outputs.lobes_of(row, scan, lungs)  # Now, as they may not fit.
-  maps = {
-    view: probability_map(
-      model,
-      view,
-      standard.signal,
-      standard.lungs,
-      batch_size=config.prediction.batch_size,
-    )
-    for view in model.variables
-  }
+  with _COMPUTING:
+    maps = {
+      view: probability_map(
+        model,
+        view,
+        standard.signal,
+        standard.lungs,
+        batch_size=config.prediction.batch_size,
+        precision=config.prediction.precision,
+      )
+      for view in model.variables
+    }
   standard.signal.delete()
   probability, mask = aggregate(maps, standard.lungs, model.aggregator)
   volumes = {'probability': (probability, 1.0)}

@@ -75,7 +75,7 @@ def prepare(kernel: jax.Array) -> Kernel:
   c, width = kernel.shape[2:]
   if jax.default_backend() != 'cpu':
     return Kernel(kernel, 1)
-  if min(c, width) >= 32:
+  if min(c, width) >= 32 and kernel.dtype == jnp.float32:
     points = jnp.einsum('ai,bj,ijco->baco', _KERNEL, _KERNEL, kernel)
     return Kernel(points.reshape(_POINTS**2, c, width), 0)
   columns = 4 if c < 16 else 2 if width <= 16 and c <= 16 else 1

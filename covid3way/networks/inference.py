@@ -32,11 +32,13 @@ class Folded:
     convolutions: kernel and bias of each, in the order of their use; ReLU follows.
     ups: kernel (c, 2, 2, width) and bias of each transposed convolution.
     head: weights (c,) and bias of the second class's logit less the first's.
+    dtype: of the convolutions; the head's is float32.
   """
 
   convolutions: tuple[tuple[Kernel, jax.Array], ...]
   ups: tuple[tuple[jax.Array, jax.Array], ...]
   head: tuple[jax.Array, jax.Array]
+  dtype: str = struct.field(pytree_node=False, default='float32')
 
 
 @struct.dataclass
@@ -64,12 +66,13 @@ class Boxes:
   up_sizes: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
 
 
-def fold(network: UNet, variables) -> Folded:
+def fold(network: UNet, variables, dtype: str = 'float32') -> Folded:
   """Folds batch norm into the kernels, and prepares these for the device.
 
   Args:
     network: of two classes.
     variables: its `params` and `batch_stats`.
+    dtype: of the convolutions.
   """
   params, stats = variables['params'], variables['batch_stats']
   ups = len(network.features) - 1
@@ -77,15 +80,19 @@ def fold(network: UNet, variables) -> Folded:
   for i in range(2 * (ups + 1) + 2 * ups):
     norm, known = params[f'BatchNorm_{i}'], stats[f'BatchNorm_{i}']
     scale = norm['scale'] / jnp.sqrt(known['var'] + _EPSILON)
-    kernel = prepare(params[f'Conv_{i}']['kernel'] * scale)
-    convolutions.append((kernel, norm['bias'] - known['mean'] * scale))
+    kernel = prepare((params[f'Conv_{i}']['kernel'] * scale).astype(dtype))
+    bias = norm['bias'] - known['mean'] * scale
+    convolutions.append((kernel, bias.astype(dtype)))
   doubled = [params[f'_Doubled_{i}'] for i in range(ups)]
   last = params[f'Conv_{len(convolutions)}']
   weights, bias = last['kernel'][0, 0], last['bias']
   return Folded(
     tuple(convolutions),
-    tuple((each['kernel'], each['bias']) for each in doubled),
+    tuple(
+      (each['kernel'].astype(dtype), each['bias'].astype(dtype)) for each in doubled
+    ),
     (weights[:, 1] - weights[:, 0], bias[1] - bias[0]),
+    dtype,
   )
 
 
@@ -148,7 +155,7 @@ def probabilities(network: Folded, stacks: jax.Array, where: Boxes) -> jax.Array
       x = jax.nn.relu(convolve(x, kernel) + bias)
     return x
 
-  x = stacks
+  x = stacks.astype(network.dtype)
   for _ in network.ups:
     x = twice(x)
     skips.append(x)
@@ -163,7 +170,7 @@ def probabilities(network: Folded, stacks: jax.Array, where: Boxes) -> jax.Array
     x = twice(jnp.concatenate([skip, _doubled(x, *up)], axis=-1))
   x = _cut(x, where.window - where.up[0], where.window_size)
   weights, bias = network.head
-  return jax.nn.sigmoid(x @ weights + bias)
+  return jax.nn.sigmoid(x.astype(jnp.float32) @ weights + bias)
 
 
 def operations(features: Sequence[int], channels: int, where: Boxes) -> float:

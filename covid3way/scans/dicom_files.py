@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import stat
+import threading
 import warnings
 import zipfile
 from collections import Counter
@@ -27,6 +28,7 @@ from covid3way.scans.dicom_geometry import Plane, plane
 
 NOT_DICOM = 'not DICOM'
 MULTI_FRAME = 'multi-frame CT without a place for each frame'
+_QUIET = threading.RLock()
 _LOCALIZER = 'localizer'
 _CT = 'CT'
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
@@ -126,9 +128,14 @@ class CtFile:
 def quiet() -> Iterator[None]:
   """Reads with pydicom without its remarks on odd values.
 
-  Real scans are full of them. What we use of a file is checked one by one.
+  Real scans are full of them. What we use of a file is checked one by one. Threads take
+  turns: what is silenced is the whole program.
   """
-  with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+  with (
+    _QUIET,
+    warnings.catch_warnings(),
+    pydicom.config.disable_value_validation(),
+  ):
     warnings.simplefilter('ignore')
     yield
 

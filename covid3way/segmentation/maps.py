@@ -18,6 +18,7 @@ from covid3way.segmentation.model import Model
 from covid3way.segmentation.sub_volumes import sub_volume_map
 from covid3way.training import views
 
+PRECISIONS = ('float32', 'bfloat16')
 # Batches under way at a time: a CPU has a core for each, and one keeps 0.2 GiB; an
 # accelerator is given the next while the last is fetched.
 _MOST_AT_A_TIME = 8
@@ -45,7 +46,7 @@ def predict_window(
     return lax.dynamic_slice(signal, start, size).squeeze(axis)
 
   stacks = jnp.stack([jnp.stack([cut(i) for i in row], axis=-1) for row in indices])
-  found = inference.probabilities(network, stacks.astype(jnp.float32), where)
+  found = inference.probabilities(network, stacks, where)
   return jnp.round(found * LEVELS).astype(jnp.uint8)
 
 
@@ -56,7 +57,13 @@ def predict_stacks(network, variables, stacks) -> jax.Array:
 
 
 def probability_map(
-  model: Model, part: str, signal: jax.Array, lungs: np.ndarray, *, batch_size: int
+  model: Model,
+  part: str,
+  signal: jax.Array,
+  lungs: np.ndarray,
+  *,
+  batch_size: int,
+  precision: str = 'float32',
 ) -> np.ndarray:
   """Infection probability of every voxel as one part of the method sees it.
 
@@ -70,18 +77,23 @@ def probability_map(
     lungs: (x, y, z) lung mask in that space.
     batch_size: slices, planes or sub-volumes computed at once; on a CPU, of slices, as
       many as its cache holds.
+    precision: of slices' convolutions, `float32` or `bfloat16`.
 
   Returns:
     (x, y, z) uint8, 0 ... 255 for 0 ... 1.
   """
   sampling = model.spec.about.parts[part].sampling
-  compute = {'slices': _of_slices, 'volumes': _of_volumes, 'planes': _of_planes}
+  if sampling == 'slices':
+    return _of_slices(model, part, signal, lungs, batch_size, precision)
+  compute = {'volumes': _of_volumes, 'planes': _of_planes}
   return compute[sampling](model, part, signal, lungs, batch_size)
 
 
-def _of_slices(model: Model, part: str, signal, lungs, batch_size: int) -> np.ndarray:
+def _of_slices(
+  model: Model, part: str, signal, lungs, batch_size: int, precision: str
+) -> np.ndarray:
   axis = views.NORMAL_AXIS[model.spec.about.parts[part].view]
-  network, unet = _folded(model, part), model.spec.network_of(part)
+  network, unet = _folded(model, part, precision), model.spec.network_of(part)
   offsets, n = model.spec.offsets_voxels(part), lungs.shape[axis]
   at_a_time = 2
   if jax.default_backend() == 'cpu':
@@ -108,13 +120,18 @@ def _of_slices(model: Model, part: str, signal, lungs, batch_size: int) -> np.nd
 
 
 @functools.lru_cache(maxsize=3)
-def _folded(model: Model, part: str) -> inference.Folded:
+def _folded(model: Model, part: str, precision: str) -> inference.Folded:
   network = model.spec.network_of(part)
   assert isinstance(network, UNet)  # No other one predicts slices.
-  return _fold(network, model.variables[part])
+  return _fold(network, model.variables[part], precision)
 
 
-_fold = jax.jit(inference.fold, static_argnums=0)
+# What runs once is compiled in a hurry.
+_fold = jax.jit(
+  inference.fold,
+  static_argnums=(0, 2),
+  compiler_options={'xla_backend_optimization_level': 0},
+)
 
 
 def _of_volumes(model: Model, part: str, signal, lungs, batch_size: int) -> np.ndarray:

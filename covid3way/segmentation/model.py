@@ -7,6 +7,7 @@ windows of its scans, versions, the sha256 of each weight file and its own check
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,14 +112,18 @@ class ModelSpec:
 
   def template(self, part: str) -> Any:
     """Shapes and types of one network's variables."""
-    stacks = jnp.zeros((1, *self.sample_shape(part)))
-    variables = {'batch_stats': {}} | jax.eval_shape(
-      lambda: self.network.init(jax.random.key(0), stacks, train=False)
-    )
+    variables = dict(_shapes(self.network, self.sample_shape(part)))
     if self.about.parts[part].sampling == 'planes':
       weights, bias = jnp.zeros(self.planes), jnp.zeros(())
       variables |= {'fusion': {'weights': weights, 'bias': bias}}
     return variables
+
+
+@functools.lru_cache(maxsize=8)  # Views of one form share it.
+def _shapes(network: nn.Module, sample: tuple[int, ...]) -> Any:
+  return {'batch_stats': {}} | jax.eval_shape(
+    lambda: network.init(jax.random.key(0), jnp.zeros((1, *sample)), train=False)
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,9 +22,8 @@ def aggregate(
     probability: (x, y, z) float16, mean of the maps, in [0, 1]; 0 outside the lungs.
     mask: (x, y, z) bool.
   """
-  total = np.zeros(lungs.shape, np.uint16)
-  for each in maps.values():
-    total += each
-  total *= lungs > 0
-  probability = (total / np.float32(len(maps) * LEVELS)).astype(np.float16)
+  probability = np.zeros(lungs.shape, np.float16)
+  for x in np.flatnonzero(lungs.any(axis=(1, 2))):  # Planes stay in the cache.
+    total = sum(each[x].astype(np.uint16) for each in maps.values())
+    probability[x] = total * (lungs[x] > 0) / np.float32(len(maps) * LEVELS)
   return probability, aggregators.apply(aggregator, maps, lungs > 0)

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from covid3way.phantom.protocols import PROTOCOLS
-from covid3way.simulator.parameters import BOUNDS
+from covid3way.simulator.bounds import BOUNDS
 
 # Training in a smoke variant: the same path in seconds.
 SMOKE_TRAINING = {

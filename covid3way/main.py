@@ -11,7 +11,6 @@ evaluate, whose tables tell of it: 1.
 
 import gc
 import importlib
-import inspect
 import os
 import pathlib
 import re
@@ -22,6 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covid3way.base import ConfigError, Covid3wayError
+from covid3way.jobs import usage
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='The job: configs/JOB.py, or configs/JOB.py:smoke.'
@@ -54,18 +54,22 @@ def parse(argv: list[str]) -> list[str]:
     _CONFIG.value.job  # noqa: B018, raises now if the file could not be loaded
     if rest[1:]:
       raise ConfigError('command line', f'{rest[1:]} is no flag', 'use --flag=value')
+    _joins()  # Raises now what it raises.
+    usage.check(_CONFIG.value, _SHARD.value)
     return rest
   except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
     if '--debug' in argv:
       traceback.print_exc()
     end(f'command line: {_one_line(e)}; see --help and the config file')
   except Covid3wayError as error:
+    if '--debug' in argv:
+      traceback.print_exc()
     end(str(error))
 
 
 def main(_: list[str]) -> None:
   """Runs the config's job."""
-  from covid3way.jobs.batch import Shard, SomeFailedError
+  from covid3way.jobs.batch import SomeFailedError
   from covid3way.training import devices
   from covid3way.training.preemption import PreemptedError
 
@@ -80,10 +84,7 @@ def main(_: list[str]) -> None:
     if _joins():
       _join(config.job)
     if _SHARD.value is not None:
-      options['shard'] = Shard.parse(_SHARD.value)
-      if 'shard' not in inspect.signature(job.run).parameters:
-        found = f'{config.job} does not work scan by scan'
-        raise ConfigError('--shard', found, 'leave it out')
+      options['shard'] = usage.Shard.parse(_SHARD.value)
     job.run(config, pathlib.Path(_WORKDIR.value), **options)
     devices.leave()
   except PreemptedError as error:

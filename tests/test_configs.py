@@ -2,7 +2,9 @@
 
 import csv
 import importlib
+import inspect
 import json
+import re
 import shutil
 import sys
 
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs import runs, watching
+from covid3way.jobs import runs, usage, watching
 from covid3way.jobs.batch import Shard
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import read_manifest
@@ -93,6 +95,18 @@ def test_config_names_a_job_and_takes_its_fields_from_the_default(name):
     assert set(leaves(config)) <= every
     importlib.import_module(f'covid3way.jobs.{config.job}')
   assert '--config=configs/' in module.__doc__
+
+
+@pytest.mark.parametrize('name', sorted(usage.JOBS))
+def test_a_job_asks_for_what_the_command_line_is_held_to(name):
+  job = importlib.import_module(f'covid3way.jobs.{name}')
+  asked = re.findall(r"required\(config, '(\w+)'\)", inspect.getsource(job))
+  assert tuple(asked) == usage.JOBS[name].needs
+  in_shards = 'shard' in inspect.signature(job.run).parameters
+  assert in_shards == usage.JOBS[name].in_shards
+  assert name in {
+    importlib.import_module(f'configs.{n}').get_config().job for n in NAMES
+  }
 
 
 def test_default_has_no_field_that_no_config_takes():

@@ -62,6 +62,47 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, words, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+HEAVY = {'jax', 'flax', 'optax', 'tensorstore', 'matplotlib', 'scipy', 'sklearn'}
+HEAVY |= {'orbax', 'grain', 'pydicom', 'highdicom', 'nibabel'}
+
+
+@pytest.mark.parametrize(
+  'arguments,words',
+  [
+    (['--help'], '--config'),
+    (['--config=configs/predict.py', '--workdir=x', '--help'], '--workdir'),
+    (['--config=configs/predict.py', '--workdir=x'], 'add --config.model'),
+    (['--config=configs/evaluate.py', '--workdir=x', '--config.input=y'], 'not given'),
+    (['--config=configs/fit.py', '--workdir=x', '--config.treshold=1'], 'no field'),
+    (['--config=configs/fit.py', '--workdir=x', '--shard=2/2'], '0 to n - 1'),
+    (['--config=configs/report.py', '--workdir=x', '--shard=0/2'], 'leave it out'),
+    (['--config=configs/train.py', '--workdir=x', '--num_processes=2'], 'all three'),
+  ],
+)
+def test_help_and_mistakes_come_before_what_loads_long(arguments, words):
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', 'covid3way.main', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  lines = done.stderr.splitlines()
+  loaded = {x.split('|')[-1].strip() for x in lines if x.startswith('import time:')}
+  assert words in done.stdout + lines[-1]
+  assert 'covid3way.jobs.usage' in loaded
+  assert not {name.partition('.')[0] for name in loaded} & HEAVY
+
+
+def test_a_job_that_there_is_not_is_named(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from ml_collections import ConfigDict\n'
+    "def get_config():\n  return ConfigDict({'job': 'os'})\n"
+  )
+  line = the_line(command(f'--config={path}', f'--workdir={tmp_path / "out"}'))
+  assert "config.job: 'os'; use one of augment, " in line
+
+
 def test_wrong_input_is_one_line_and_a_traceback_only_with_debug(tmp_path):
   (tmp_path / 'empty').mkdir()
   arguments = (

@@ -1,6 +1,5 @@
 """The standard space: known answers, a direct float64 reference, the way back."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -94,7 +93,7 @@ def test_a_linear_ramp_stays_that_ramp_in_mm():
 
 def test_constant_body_has_no_ripple_inside():
   weights = resample.axis_weights(resample.lanczos, 100, 73, scale=1.3, first=2.1)
-  np.testing.assert_allclose(weights[6:-6].sum(axis=1), 1, atol=1e-6)
+  np.testing.assert_allclose(weights[6:-6].matrix().sum(axis=1), 1, atol=1e-6)
 
 
 def test_the_space_is_centred_on_the_lungs_else_on_the_scan():
@@ -135,15 +134,94 @@ def test_mask_comes_back_binary_and_nearly_equal(spacing_mm, shape):
   assert mask.sum() == np.count_nonzero(mask)
 
 
-def test_resampling_is_jittable_and_maps_over_a_batch():
-  volumes = np.random.default_rng(0).normal(size=(3, 8, 9, 10)).astype(np.float32)
+def dense_weights(kernel, half_width, n_in, n_out, *, scale, first):
+  """(n_out, n_in) float64: the kernel at every input, over its sum without ends."""
+  widen = max(scale, 1.0)
+  position = first + scale * np.arange(n_out)
+  far = int(np.ceil(half_width * widen)) + int(np.abs(position).max()) + 2
+  every = kernel((np.arange(-far, n_in + far) - position[:, None]) / widen)
+  return every[:, far : far + n_in] / every.sum(axis=1, keepdims=True)
+
+
+def resampled(volume, weights, **options):
+  """The whole result, put together from slabs."""
+  result = np.full([len(w) for w in weights], 0, np.float32)
+
+  def write(planes, weights):
+    region, values = resample.apply(volume, weights, **options)
+    result[planes][region] = values
+
+  resample.in_slabs(write, weights)
+  return result
+
+
+AXES = {
+  'finer': ((50, 0.6, 3.3), (41, 0.45, -2.0), (33, 0.9, 0.5)),
+  'coarser': ((19, 3.7, -1.0), (23, 1.6, 2.0), (9, 5.5, 4.0)),
+  'mixed, beyond both ends': ((90, 0.93, -17.0), (70, 1.2, -9.0), (37, 2.0, -31.0)),
+  'nothing of it': ((20, 1.0, 200.0), (20, 1.0, 0.0), (20, 1.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize('name', AXES)
+@pytest.mark.parametrize('kernel', [(resample.lanczos, 4), (resample.triangle, 1)])
+def test_bands_do_what_dense_float64_matrices_do(name, kernel):
+  volume = np.random.default_rng(0).uniform(-1, 1, (53, 47, 39)).astype(np.float32)
+  volume[:20], volume[:, 30:], volume[:, :, :11] = 0, 0, 0  # Is left out.
+  known = [
+    (n_in, n_out, {'scale': scale, 'first': first})
+    for n_in, (n_out, scale, first) in zip(volume.shape, AXES[name], strict=True)
+  ]
+  dense = [dense_weights(*kernel, *sizes, **at) for *sizes, at in known]
+  expected = np.einsum('xyz,ix,jy,kz', volume.astype(float), *dense, optimize=True)
+  banded = tuple(resample.axis_weights(kernel[0], *sizes, **at) for *sizes, at in known)
+  got = resampled(volume, banded)
+  np.testing.assert_allclose(got, expected, atol=1e-6, rtol=0)
+  assert (got == 0).any() and (name == 'nothing of it') == (not got.any())
+  # Relative to another value, and of a part of the output alone.
+  above = resampled(volume + 5, banded, outside=5)
+  np.testing.assert_allclose(above, expected, atol=5e-6, rtol=0)
+  part = slice(3, 18), slice(0, 0), slice(5, None)
+  for region in (part, (part[0], slice(7, 11), part[2])):
+    some = tuple(w[r] for w, r in zip(banded, region, strict=True))
+    np.testing.assert_allclose(resampled(volume, some), expected[region], atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [bool, np.uint8, np.int16, np.float16, np.float64])
+def test_numbers_of_any_kind_are_resampled_in_float32(dtype):
+  volume = np.random.default_rng(0).uniform(0, 2, (9, 8, 7)).astype(dtype)
   weights = tuple(
-    resample.axis_weights(resample.triangle, n, 5, scale=n / 5, first=0.5)
-    for n in (8, 9, 10)
+    resample.axis_weights(resample.triangle, n, 12, scale=n / 12, first=-0.2)
+    for n in volume.shape
   )
-  batched = jax.vmap(resample.apply, in_axes=(0, None))(volumes, weights)
-  for one, volume in zip(batched, volumes, strict=True):
-    np.testing.assert_allclose(one, resample.apply(volume, weights), atol=1e-6)
+  got = resampled(volume, weights)
+  assert got.dtype == np.float32
+  np.testing.assert_array_equal(got, resampled(volume.astype(np.float32), weights))
+
+
+def test_an_error_in_a_slab_is_raised():
+  weights = (resample.axis_weights(resample.triangle, 40, 40, scale=1, first=0),) * 3
+
+  def work(planes, weights):
+    if planes.start:
+      raise ZeroDivisionError
+
+  with pytest.raises(ZeroDivisionError):
+    resample.in_slabs(work, weights)
+
+
+def test_sides_that_touch_have_no_seam_and_each_its_half():
+  """On a finer grid the plane between them is cut, and nothing is lost there."""
+  lungs = np.zeros((20, 12, 12), np.uint8)
+  lungs[2:10, 3:9, 3:9], lungs[10:18, 3:9, 3:9] = 2, 1
+  placement = space.place(lungs.shape, (20.0, 20.0, 20.0), space.StandardSpace())
+  sides = space.cast_sides(lungs, placement)
+  assert sides.dtype == np.uint8
+  np.testing.assert_array_equal(sides > 0, space.cast_mask(lungs > 0, placement))
+  middle = placement.to_standard(0, 9.5)
+  x = np.arange(len(sides))[:, None, None]
+  np.testing.assert_array_equal(sides == 1, (sides > 0) & (x > middle))
+  np.testing.assert_array_equal(sides == 2, (sides > 0) & (x < middle))
 
 
 def test_normalise_is_eq_1_unclipped():

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError, InputError, SerialError
 from covid3way.jobs import fit, laws, series
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required
+from covid3way.jobs.batch import claim, for_each
 from covid3way.jobs.series import SerialScan, Series
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import source, store
 from covid3way.scans.files import read_json
 from covid3way.scans.manifest import ManifestRow, file_name, write_manifest

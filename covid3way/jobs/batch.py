@@ -1,7 +1,6 @@
-"""What jobs share: required inputs, a workdir's settings, work over many items."""
+"""What jobs share: a workdir's settings, work over many items."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -18,10 +17,10 @@ from typing import Any, TypeVar
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, Covid3wayError
+from covid3way.jobs.usage import Shard
 from covid3way.scans.files import (
   read_json,
   sealed,
@@ -37,17 +36,6 @@ Item = TypeVar('Item')
 # Errors that tell of the machine alone.
 _OF_THE_MACHINE = (MemoryError, BrokenProcessPool, jax.errors.JaxRuntimeError)
 _COMPUTING = ('jax', 'flax', 'optax', 'numpy', 'scipy', 'scikit-learn', 'tensorstore')
-
-
-def required(config: ConfigDict, field: str) -> str:
-  """A config field that the user has to give.
-
-  Raises:
-    ConfigError: it is empty.
-  """
-  if not config[field]:
-    raise ConfigError(f'config.{field}', 'not given', f'add --config.{field}=...')
-  return config[field]
 
 
 def named(dotted: str, field: str) -> Any:
@@ -69,22 +57,6 @@ def named(dotted: str, field: str) -> Any:
       f'{dotted!r}: {type(error).__name__}: {error}',
       'give package.module.NAME, importable where the program is started',
     ) from error
-
-
-def part(text: str, field: str) -> tuple[int, int]:
-  """'2/8' -> (2, 8), the third of eight.
-
-  Args:
-    text: to read.
-    field: of the config, or flag, that holds it.
-
-  Raises:
-    ConfigError: it is no such thing.
-  """
-  found = re.fullmatch(r'(\d+)/(\d+)', text)
-  if not found or not int(found[1]) < int(found[2]):
-    raise ConfigError(field, repr(text), 'use i/n with i from 0 to n - 1')
-  return int(found[1]), int(found[2])
 
 
 def versions() -> dict[str, str]:
@@ -125,41 +97,6 @@ def claim(workdir: Path, job: str, settings: Mapping[str, Any]) -> None:
       f'{", ".join(differ)} differ from the earlier {job} run in {workdir}',
       f'choose another --workdir, or remove what that run wrote and {path.name}',
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-  """Which of a job's scans or patients a process does: every `of`-th, from `index` on.
-
-  Shards may run at the same time on machines that share the workdir: none writes what
-  another one writes. What belongs to all of them (tables, the extended manifest) is
-  left to a run of the whole job, which finds their work done.
-  """
-
-  index: int = 0
-  of: int = 1
-
-  @classmethod
-  def parse(cls, text: str) -> 'Shard':
-    """'2/8' -> the third of eight.
-
-    Raises:
-      ConfigError: it is no such thing.
-    """
-    return cls(*part(text, '--shard'))
-
-  @property
-  def is_whole(self) -> bool:
-    """Whether there is no other."""
-    return self.of == 1
-
-  def report(self, what: str) -> str:
-    """Name of the file that tells what failed of what was done."""
-    part = '' if self.is_whole else f'-{what}-{self.index}of{self.of}'
-    return f'failures{part}.json'
-
-
-WHOLE_JOB = Shard()
 
 
 class SomeFailedError(Exception):

@@ -27,14 +27,9 @@ from covid3way.evaluation.checking.cohort_findings import (
 from covid3way.evaluation.checking.findings import Code, Finding, Severity
 from covid3way.evaluation.checking.scan_findings import scan_findings
 from covid3way.evaluation.checking.text import summary, text, verdicts
-from covid3way.jobs.batch import (
-  WHOLE_JOB,
-  Shard,
-  for_each_scan,
-  report_failures,
-  required,
-)
+from covid3way.jobs.batch import for_each_scan, report_failures
 from covid3way.jobs.preprocess import lungs_of, voxels_sha256, window_of
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import nifti, source
 from covid3way.scans.dicom_files import walk
 from covid3way.scans.files import read_json, sealed, sweep, whole, write_json

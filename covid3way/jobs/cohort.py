@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs.batch import part
+from covid3way.jobs.usage import part
 from covid3way.networks.registry import METHODS
 from covid3way.scans import store
 from covid3way.scans.store import StoredScan

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs.batch import WHOLE_JOB, claim, for_each, required
+from covid3way.jobs.batch import claim, for_each
+from covid3way.jobs.usage import WHOLE_JOB, required
 from covid3way.scans import (
   nnunet_raw,
   public_collections,

@@ -24,16 +24,10 @@ from covid3way.evaluation.folds import Fold
 from covid3way.evaluation.results import PADDED
 from covid3way.evaluation.scores import OURS
 from covid3way.jobs import export, runs, splits, testing
-from covid3way.jobs.batch import (
-  WHOLE_JOB,
-  Shard,
-  SomeFailedError,
-  claim,
-  for_each,
-  required,
-)
+from covid3way.jobs.batch import SomeFailedError, claim, for_each
 from covid3way.jobs.cohort import check_numbers
 from covid3way.jobs.runs import ABLATIONS, VIEWS, Run, Task
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.jobs.workers import Workers
 from covid3way.networks.registry import METHODS
 from covid3way.scans import source

@@ -18,7 +18,8 @@ from covid3way.evaluation import surfaces
 from covid3way.evaluation.metrics import dice
 from covid3way.evaluation.results import EVALUATIONS, METRICS, SCAN, Row, write_rows
 from covid3way.jobs import testing
-from covid3way.jobs.batch import WHOLE_JOB, report_failures, required
+from covid3way.jobs.batch import report_failures
+from covid3way.jobs.usage import WHOLE_JOB, required
 from covid3way.scans import nifti, nnunet
 from covid3way.scans.manifest import ManifestRow, read_manifest
 from covid3way.standard import space as spaces

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.evaluation.fits import fit_picture
 from covid3way.jobs import series
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each, required, versions
+from covid3way.jobs.batch import claim, for_each, versions
 from covid3way.jobs.laws import fit_settings, load_law, parameters_of
 from covid3way.jobs.preprocess import claim_store, stored
 from covid3way.jobs.series import Series
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import source
 from covid3way.scans.files import read_json, sealed, whole, write_json
 from covid3way.scans.manifest import file_name

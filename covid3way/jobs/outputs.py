@@ -21,7 +21,8 @@ from covid3way.base import (
   Window,
 )
 from covid3way.evaluation import figures, patient_course, scan_report
-from covid3way.jobs.batch import Shard, for_each_scan, versions
+from covid3way.jobs.batch import for_each_scan, versions
+from covid3way.jobs.usage import Shard
 from covid3way.scans import dicom_seg, dicom_source, dicom_sr, nifti
 from covid3way.scans.files import read_json, sealed, sha256, whole, write_json
 from covid3way.scans.lobes import named_lobes

@@ -17,8 +17,9 @@ from covid3way.base import (
   Window,
 )
 from covid3way.jobs import outputs
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, required
+from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import read_and_cast
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import source
 from covid3way.scans.manifest import ManifestRow
 from covid3way.segmentation import aggregators

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import Scan, ScanWarning, Window
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, for_each_scan, required
+from covid3way.jobs.batch import claim, for_each_scan
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.manifest import ManifestRow
 from covid3way.standard import space as spaces

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from covid3way.base import InputError, Scan, ScanWarning, WarningKind
 from covid3way.jobs import outputs
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, required
+from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import lungs_of, window_of
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.scans import nifti, source
 from covid3way.scans.files import sha256
 from covid3way.scans.manifest import ManifestRow

@@ -16,8 +16,9 @@ from covid3way.base import ConfigError, InputError, Scan, SerialError
 from covid3way.evaluation import course
 from covid3way.evaluation.course import Frame
 from covid3way.jobs import laws, series
-from covid3way.jobs.batch import claim, required
+from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import attributes_of, read_and_cast
+from covid3way.jobs.usage import required
 from covid3way.scans import nifti, source, store
 from covid3way.scans.files import read_json, sha256, whole
 from covid3way.scans.manifest import ManifestRow, file_name

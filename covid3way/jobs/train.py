@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
 from covid3way.jobs import export, watching
-from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
+from covid3way.jobs.batch import claim, named
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
+from covid3way.jobs.usage import WHOLE_JOB, Shard, required
 from covid3way.training import checkpoints, devices, loop, optimisers, preemption
 from covid3way.training.distort import Distortion
 from covid3way.training.step import Recipe, TrainState, fresh_variables, init_state

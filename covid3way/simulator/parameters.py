@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from covid3way import base
+from covid3way.simulator.bounds import BOUNDS, Bound
 
 
 @struct.dataclass
@@ -41,28 +42,6 @@ class Parameters:
   consolidation_gain: jax.typing.ArrayLike = 0.0022
   consolidation_scale: jax.typing.ArrayLike = 0.12
   noise: jax.typing.ArrayLike = 0.003
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-  """Where a parameter may lie; `log` spaces it by ratios, else it is even."""
-
-  low: float
-  high: float
-  log: bool = True
-
-
-BOUNDS: Mapping[str, Bound] = {
-  'growth': Bound(1e-5, 0.05),
-  'ggo_gain': Bound(1e-5, 0.02),
-  'ggo_scale': Bound(0.004, 0.3),
-  'absorption': Bound(1e-5, 0.02),
-  'conversion': Bound(1e-4, 0.95, log=False),
-  'consolidation_gain': Bound(1e-5, 0.02),
-  'consolidation_scale': Bound(0.01, 1.0),
-  # Less noise than 0.7 bins, and the population law would move voxels in whole bins.
-  'noise': Bound(7e-4, 0.012),
-}
 
 
 def to_free(w: Parameters, bounds: Mapping[str, Bound] = BOUNDS) -> jax.Array:

@@ -6,6 +6,7 @@ neighbourhood: airways, stomach and bowel are pure gas walled in by soft tissue.
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import ndimage
@@ -186,13 +187,19 @@ def _walled(
   """Components of `core`, of so many voxels, whose walls are less than 30 % lung."""
   cross = ndimage.generate_binary_structure(3, 1)
   cross[:, :, [0, 2]] &= np.isfinite(mm[2])
+  walled = np.zeros(core.shape, bool)
+  box = morphology.bounds(core, margin=1 + round(6 / mm.min()))
+  core, pure, air = core[box], pure[box], air[box]
   core, sizes = morphology.components(core, cross)
   near, far = (morphology.grow(core, r, mm) for r in (2, 6))
-  wall = np.where((near == 0) & ~pure, far, 0)
-  walls = np.bincount(wall.ravel(), minlength=sizes.size)
-  lungs = np.bincount(wall[air], minlength=sizes.size)
-  large = (sizes > 0) & (np.bincount(near.ravel()) >= at_least)
-  return (large & (lungs < 0.3 * walls))[near] & air
+  wall = far * ((near == 0) & ~pure)
+  walls, lungs, voxels = (
+    np.bincount(labels[labels > 0], minlength=sizes.size)
+    for labels in (wall, wall * air, near)
+  )
+  large = (sizes > 0) & (voxels >= at_least)
+  walled[box] = (large & (lungs < 0.3 * walls))[near] & air
+  return walled
 
 
 def _main_parts(air: np.ndarray) -> np.ndarray:
@@ -229,21 +236,27 @@ def _tell_apart(air: np.ndarray, midline: float, mm: np.ndarray) -> tuple:
   belongs to the nearest component. A single lung may reach across: it is accepted
   when erosion does not part it.
   """
-  depth = air
-  is_left = np.arange(air.shape[0])[:, None, None] > midline
+  box = morphology.bounds(air, margin=1)
+  labels = np.zeros(air.shape, np.uint8)
+  is_left = (np.arange(air.shape[0])[:, None, None] > midline)[box[0]]
+  depth = air = air[box]
   for across, erosion_mm in itertools.product((0.1, 0.3), (0, 2, 4, 6, 8, 10)):
     if erosion_mm and depth is air:  # most lungs do not touch
-      depth = ndimage.distance_transform_edt(air, sampling=mm)
-    labels, sizes = morphology.components(depth > erosion_mm)
-    left = np.bincount((labels * is_left).ravel(), minlength=sizes.size)
+      depth = morphology.depth(air, mm)
+    parts, sizes = morphology.components(depth > erosion_mm)
+    left = np.bincount((parts * is_left).ravel(), minlength=sizes.size)
     large = (sizes > 0) & (sizes >= 0.04 * sizes.sum())
     if large.any() and (np.minimum(left, sizes - left) < across * sizes)[large].all():
-      sides = np.where(large, np.where(2 * left > sizes, LEFT, RIGHT), 0)[labels]
+      sides = np.where(large, np.where(2 * left > sizes, LEFT, RIGHT), 0)[parts]
       if not sides[air].all():
-        _, at = ndimage.distance_transform_edt(sides == 0, mm, return_indices=True)
+        at = ndimage.distance_transform_edt(
+          sides == 0, mm, return_distances=False, return_indices=True
+        )
         sides = sides[tuple(at)]
-      return (sides * air).astype(np.uint8), True
-  return (np.where(is_left, LEFT, RIGHT) * air).astype(np.uint8), False
+      labels[box] = sides * air
+      return labels, True
+  labels[box] = np.where(is_left, LEFT, RIGHT) * air
+  return labels, False
 
 
 def _close(sides: np.ndarray, coarse: np.ndarray, mm: np.ndarray) -> np.ndarray:
@@ -252,19 +265,27 @@ def _close(sides: np.ndarray, coarse: np.ndarray, mm: np.ndarray) -> np.ndarray:
   A 5 mm ball takes in vessels everywhere. A 20 mm ball takes in lesions, but only on
   the chest wall: elsewhere it would swallow parts of heart, aorta and hilum.
   """
+  boxes = enumerate(ndimage.find_objects(sides), start=1)
+  found = [(side, box) for side, box in boxes if box]
+  with ThreadPoolExecutor(2) as threads:
+    filled = list(threads.map(lambda f: _filled(sides, *f, coarse, mm), found))
   result = sides.copy()
-  for side, box in enumerate(ndimage.find_objects(sides), start=1):
-    if box is None:
-      continue
-    mirror = slice(None, None, 1 if side == LEFT else -1)
-    lung = (sides[box] == side)[mirror]
-    vessels, lesions = morphology.close_balls(lung, (5, 20), mm)
-    lesions &= _faces_chest_wall(lung, mm) & (coarse[box][mirror] < _BONE_HU)
-    rest, _ = ndimage.label(np.pad(~(vessels | lesions), 1, constant_values=True))
-    filled = (rest != rest[0, 0, 0])[1:-1, 1:-1, 1:-1]  # no inner holes
-    part = result[box][mirror]
-    part[filled & (part == 0)] = side
+  for (side, box), whole in zip(found, filled, strict=True):
+    part = result[box]
+    part[whole & (part == 0)] = side
   return result
+
+
+def _filled(
+  sides: np.ndarray, side: int, box: tuple, coarse: np.ndarray, mm: np.ndarray
+) -> np.ndarray:
+  """One lung closed so, in its box."""
+  mirror = slice(None, None, 1 if side == LEFT else -1)  # The midline is at lower x.
+  lung = (sides[box] == side)[mirror]
+  vessels, lesions = morphology.close_balls(lung, (5, 20), mm)
+  lesions &= _faces_chest_wall(lung, mm) & (coarse[box][mirror] < _BONE_HU)
+  rest, _ = ndimage.label(np.pad(~(vessels | lesions), 1, constant_values=True))
+  return (rest != rest[0, 0, 0])[1:-1, 1:-1, 1:-1][mirror]  # no inner holes
 
 
 def _faces_chest_wall(lung: np.ndarray, mm: np.ndarray) -> np.ndarray:

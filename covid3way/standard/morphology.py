@@ -7,11 +7,19 @@ from scipy import ndimage
 def block_mean(hu: np.ndarray, factors: tuple[int, int, int]) -> np.ndarray:
   """(x, y, z) -> (x / fx, y / fy, z / fz), rounded up; the last block may be short."""
   for axis, factor in enumerate(factors):
-    n = hu.shape[axis]
-    starts = np.arange(0, n, factor)
-    hu = np.add.reduceat(hu, starts, axis=axis, dtype=np.float32)
-    np.moveaxis(hu, axis, -1)[...] /= np.diff(starts, append=n)
-  return hu
+    if factor == 1:
+      continue
+    line = np.moveaxis(hu, axis, 0)
+    total = line[::factor].astype(np.float32)
+    rest = np.zeros_like(total)  # Apart from the first, as `np.add.reduceat` sums.
+    for step in range(1, factor):  # One voxel of every block: whole planes at a time.
+      one = line[step::factor]
+      rest[: len(one)] += one
+    total += rest
+    starts = np.arange(0, len(line), factor)
+    total /= np.diff(starts, append=len(line))[:, None, None].astype(np.float32)
+    hu = np.moveaxis(total, 0, axis)
+  return hu.astype(np.float32, copy=False)
 
 
 def between_blocks(
@@ -33,8 +41,14 @@ def between_blocks(
 
 def grow(volume: np.ndarray, radius_mm: float, mm: np.ndarray) -> np.ndarray:
   """Dilated with a box that reaches `radius_mm` to each side; labels grow too."""
-  box = [2 * round(radius_mm / s) + 1 for s in mm]
-  return ndimage.maximum_filter(volume, box, mode='nearest')
+  for axis, s in enumerate(mm):
+    line = np.moveaxis(volume, axis, 0)
+    volume = volume.copy()
+    result = np.moveaxis(volume, axis, 0)
+    for step in range(1, round(radius_mm / s) + 1):
+      for to, by in ((result[step:], line[:-step]), (result[:-step], line[step:])):
+        np.maximum(to, by, out=to)
+  return volume
 
 
 def shrink(mask: np.ndarray, radius_mm: float, mm: np.ndarray) -> np.ndarray:
@@ -46,10 +60,33 @@ def components(
   mask: np.ndarray, cross: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Labels, and voxels of each label; the background counts as empty."""
-  labels, _ = ndimage.label(mask, cross)
-  sizes = np.bincount(labels.ravel())
-  sizes[0] = 0
-  return labels, sizes
+  labels, count = ndimage.label(mask, cross)
+  return labels, np.bincount(labels[labels > 0], minlength=count + 1)
+
+
+def depth(mask: np.ndarray, mm: np.ndarray) -> np.ndarray:
+  """(x, y, z) distance to the nearest voxel outside the mask, mm; 0 outside."""
+  result = np.zeros(mask.shape)
+  box = bounds(mask, margin=1)
+  nearest = ndimage.distance_transform_edt(
+    mask[box], mm, return_distances=False, return_indices=True
+  )
+  squares = result[box]
+  for axis, s in enumerate(mm):  # One at a time: scipy holds all three as float64.
+    line, places = np.moveaxis(squares, axis, -1), np.arange(squares.shape[axis])
+    away = (np.moveaxis(nearest[axis], axis, -1) - places.astype(np.int32)) * s
+    line += away * away
+  np.sqrt(squares, out=squares)
+  return result
+
+
+def bounds(mask: np.ndarray, margin: int) -> tuple[slice, slice, slice]:
+  """The box that holds all of a mask, and so many voxels more where there are any."""
+  found = next(iter(ndimage.find_objects(mask.view(np.uint8))), None)
+  return tuple(
+    slice(max(s.start - margin, 0), s.stop + margin)
+    for s in found or (slice(0, n) for n in mask.shape)
+  )
 
 
 def close_balls(
@@ -58,6 +95,6 @@ def close_balls(
   """The mask closed with a ball of each radius; true balls, however uneven the grid."""
   margin = [(int(max(radii_mm) // s) + 2,) * 2 for s in mm]
   inner = tuple(slice(a, -b) for a, b in margin)
-  away = ndimage.distance_transform_edt(~np.pad(mask, margin), sampling=mm)
-  depths = (ndimage.distance_transform_edt(away <= r, sampling=mm) for r in radii_mm)
+  away = depth(~np.pad(mask, margin), mm)
+  depths = (depth(away <= r, mm) for r in radii_mm)
   return [mask | (d > r)[inner] for d, r in zip(depths, radii_mm, strict=True)]

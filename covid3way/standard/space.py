@@ -1,10 +1,10 @@
 """The standard embedding space and its inverse (paper, Section III-B.1 and Fig. 2)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from covid3way.base import AIR_HU, LEFT, RIGHT, Window
@@ -12,7 +12,7 @@ from covid3way.standard import resample
 
 EXTENT_MM = (334.0, 334.0, 512.0)
 
-Region = tuple[slice, slice, slice]
+Region = resample.Region
 WHOLE: Region = (slice(None),) * 3
 
 
@@ -125,7 +125,7 @@ def normalise(hu, window: Window):
   return (hu - window.level_hu) / window.width_hu
 
 
-def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.ndarray:
+def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jax.Array:
   """Own grid, HU -> standard space, window units. Lanczos; air outside the scan.
 
   Args:
@@ -136,10 +136,25 @@ def cast_signal(hu: np.ndarray, placement: Placement, window: Window) -> jnp.nda
   Returns:
     (x', y', z') float32 of the standard space's shape.
   """
-  weights = _weights(resample.lanczos, placement, inverse=False)
-  slabs = resample.apply_in_slabs(hu, weights, outside=AIR_HU)
-  normalised = ((planes, normalise(slab + AIR_HU, window)) for planes, slab in slabs)
-  return jnp.asarray(_gathered(normalised, placement.space.shape, np.float32))
+  air = np.float32(normalise(AIR_HU, window))
+  signal = _empty_for_jax(placement.space.shape)
+
+  def write(planes: slice, weights: resample.Weights) -> None:
+    region, above_air = resample.apply(hu, weights, outside=AIR_HU)
+    above_air /= np.float32(window.width_hu)
+    signal[planes] = air
+    signal[planes][region] += above_air
+
+  resample.in_slabs(write, _weights(resample.lanczos, placement, inverse=False))
+  return jax.device_put(signal)  # Which takes it over; `jnp.asarray` copies.
+
+
+def _empty_for_jax(shape: Sequence[int]) -> np.ndarray:
+  """Float32 to be filled; JAX copies what does not lie at a multiple of 64 bytes."""
+  count = int(np.prod(shape))
+  memory = np.empty(count + 16, np.float32)
+  first = -memory.ctypes.data % 64 // 4
+  return memory[first : first + count].reshape(shape)
 
 
 def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
@@ -148,8 +163,7 @@ def cast_mask(mask: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') bool.
   """
-  cut = ((planes, slab > 0.5) for planes, slab in _cast_linear(mask, placement))
-  return _gathered(cut, placement.space.shape, bool)
+  return _cut(mask, _weights(resample.triangle, placement, inverse=False))
 
 
 def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
@@ -158,19 +172,18 @@ def cast_sides(lungs: np.ndarray, placement: Placement) -> np.ndarray:
   Returns:
     (x', y', z') uint8 with the same labels.
   """
-  sides = (_cast_linear(lungs == side, placement) for side in (LEFT, RIGHT))
-  labelled = (
-    (planes, np.where(left + right > 0.5, np.where(left > right, LEFT, RIGHT), 0))
-    for (planes, left), (_, right) in zip(*sides, strict=True)
-  )
-  return _gathered(labelled, placement.space.shape, np.uint8)
+  lung = lungs > 0
+  excess = (lungs == LEFT) - (lungs == RIGHT).astype(np.int8)
+  sides = np.zeros(placement.space.shape, np.uint8)
 
+  def write(planes: slice, weights: resample.Weights) -> None:
+    region, share = resample.apply(lung, weights)
+    _, left = resample.apply(excess, weights)  # Zero where `lung` is: the same region.
+    side = np.where(left > 0, np.uint8(LEFT), np.uint8(RIGHT))
+    np.multiply(side, share > 0.5, out=sides[planes][region])
 
-def _cast_linear(
-  mask: np.ndarray, placement: Placement
-) -> Iterator[tuple[slice, np.ndarray]]:
-  weights = _weights(resample.triangle, placement, inverse=False)
-  return resample.apply_in_slabs(mask, weights)
+  resample.in_slabs(write, _weights(resample.triangle, placement, inverse=False))
+  return sides
 
 
 def return_volume(
@@ -186,9 +199,15 @@ def return_volume(
   Returns:
     (x, y, z) float32 on the own grid, within the range of `volume` and zero.
   """
-  weights = _weights_back(placement, region)
-  slabs = resample.apply_in_slabs(volume, weights)
-  return _gathered(slabs, [len(w) for w in weights], np.float32)
+  volume, whole = np.asarray(volume), _weights_back(placement, region)
+  result = np.zeros([len(w) for w in whole], np.float32)
+
+  def write(planes: slice, weights: resample.Weights) -> None:
+    part, values = resample.apply(volume, weights)
+    result[planes][part] = values
+
+  resample.in_slabs(write, whole)
+  return result
 
 
 def return_mask(
@@ -199,21 +218,18 @@ def return_mask(
   Returns:
     (x, y, z) bool on the own grid, or on its region.
   """
-  weights = _weights_back(placement, region)
-  slabs = resample.apply_in_slabs(mask, weights)
-  cut = ((planes, slab > 0.5) for planes, slab in slabs)
-  return _gathered(cut, [len(w) for w in weights], bool)
+  return _cut(np.asarray(mask), _weights_back(placement, region))
 
 
-def _gathered(
-  slabs: Iterable[tuple[slice, np.ndarray]],
-  shape: Sequence[int],
-  dtype: np.typing.DTypeLike,
-) -> np.ndarray:
-  """A volume, out of slabs along its last axis."""
-  result = np.empty(shape, dtype)
-  for planes, slab in slabs:
-    result[:, :, planes] = slab
+def _cut(mask: np.ndarray, whole: resample.Weights) -> np.ndarray:
+  """A mask resampled and cut at one half."""
+  result = np.zeros([len(w) for w in whole], bool)
+
+  def write(planes: slice, weights: resample.Weights) -> None:
+    region, share = resample.apply(mask, weights)
+    np.greater(share, 0.5, out=result[planes][region])
+
+  resample.in_slabs(write, whole)
   return result
 
 

@@ -9,10 +9,13 @@ input, told in one line, also where the only scan that there is fails; but for c
 evaluate, whose tables tell of it: 1.
 """
 
+import contextlib
 import gc
+import hashlib
 import importlib
 import os
 import pathlib
+import platform
 import re
 import sys
 import traceback
@@ -77,6 +80,7 @@ def main(_: list[str]) -> None:
   # tracebacks the errors that are told below.
   logging.set_verbosity(logging.DEBUG if _DEBUG.value else logging.FATAL)
   config = _CONFIG.value
+  _keep_compiled()
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
   told = None
   try:
@@ -105,6 +109,23 @@ def main(_: list[str]) -> None:
     # of after the last line.
     gc.collect()
     end(told, code=code)
+
+
+def _keep_compiled() -> None:
+  """Compiled code is kept in the user's cache, unless JAX has been told of a place.
+
+  Processors of a cluster may share that folder, and not each other's code.
+  """
+  cpu = pathlib.Path('/proc/cpuinfo')
+  flags = re.search(r'flags\s*:.*', cpu.read_text()) if cpu.exists() else None
+  kind = f'{platform.machine()} {flags and flags[0]}'.encode()
+  name = f'jax-{hashlib.sha256(kind).hexdigest()[:8]}'
+  with contextlib.suppress(OSError, RuntimeError):  # Else nothing is kept.
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(cache, 'covid3way', name)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(folder))
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 
 def _joins() -> bool:

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, inputs_of, make_ready, run_job
 
 from configs import train as train_config
+from covid3way import main
 from covid3way.base import ConfigError, Covid3wayError, ModelError, NoLungError
 from covid3way.jobs import train
 from covid3way.scans import nifti
@@ -91,6 +92,26 @@ def test_help_and_mistakes_come_before_what_loads_long(arguments, words):
   assert words in done.stdout + lines[-1]
   assert 'covid3way.jobs.usage' in loaded
   assert not {name.partition('.')[0] for name in loaded} & HEAVY
+
+
+@pytest.mark.parametrize('told', [None, '/elsewhere'])
+def test_compiled_code_is_kept_where_jax_is_told_or_in_the_users_cache(
+  told, tmp_path, monkeypatch
+):
+  name = 'JAX_COMPILATION_CACHE_DIR'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+  monkeypatch.setenv(name, told or '')  # So that it is put back in the end.
+  if not told:
+    monkeypatch.delenv(name)
+  main._keep_compiled()
+  (folder,) = (tmp_path / 'covid3way').iterdir()
+  assert os.environ[name] == (told or str(folder))
+  # A disk that refuses is no reason to stop.
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'a file' / 'x'))
+  (tmp_path / 'a file').write_text('')
+  main._keep_compiled()
+  assert os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '1'
 
 
 def test_a_job_that_there_is_not_is_named(tmp_path):

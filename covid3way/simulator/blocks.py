@@ -3,9 +3,15 @@
 A block is active when an infected voxel lies in it or touches it, so that all that can
 change in a transition lies in active blocks; work follows the infection and its
 frontier, not the volume.
+
+Masks are compared with their neighbours as words: 16 bits are the voxels of a block in
+one plane normal to x, and what is done to a word is done to all of them at once.
 """
 
+import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +21,14 @@ from flax import struct
 from covid3way.simulator.state import Anatomy, State
 
 EDGE = 4
-_AXES = (1, 2, 3)
+VOXELS = EDGE**3
 _ROW = 64
 _OFFSETS = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+_FACES = np.concatenate([-np.eye(3, dtype=int), np.eye(3, dtype=int)])
+# Bits of a word: z runs fastest. The first voxels along an axis, all, the last.
+_Y_SIDES = np.array([0x000F, 0xFFFF, 0xF000], np.uint16)
+_Z_SIDES = np.array([0x1111, 0xFFFF, 0x8888], np.uint16)
+_SIDES = (_Y_SIDES[:, None] & _Z_SIDES).reshape(9, 1)
 
 
 @struct.dataclass
@@ -25,10 +36,10 @@ class Blocks:
   """Active blocks in slots; unused slots hold nothing infected nor susceptible.
 
   Attributes:
-    signal: (n, 4, 4, 4) float32.
-    infection: (n, 4, 4, 4) bool.
-    weight: (n, 4, 4, 4) float32, how readily a voxel is infected, 0 to 1; 0 where it
-      is not susceptible.
+    signal: (n, 64) float32, z running fastest.
+    infection: (n, 64) bool.
+    weight: (n, 64) float32, how readily a voxel is infected, 0 to 1; 0 where it is not
+      susceptible.
     number: (n,) int32, which block of the grid lies in a slot; beyond the grid when the
       slot is unused.
     slot: (grid blocks + 1,) int32, where a block lies; n when it is not active.
@@ -53,13 +64,15 @@ def grid_of(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def needed_for(infection: jax.Array) -> jax.Array:
   """(x, y, z) bool -> (grid blocks,) bool: blocks that infection lies in or touches."""
   gx, gy, gz = grid_of(infection.shape)
-  sides = _padded(infection).reshape(gx, EDGE, gy, EDGE, gz, EDGE)
-  for axis in (5, 3, 1):
-    sides = _ends(sides, axis)
-  sides = jnp.pad(sides, [(1, 1) if axis % 2 == 0 else (0, 0) for axis in range(6)])
+  # Along z last: rows of voxels are combined fast, voxels of a row are not.
+  rows = _padded(infection).reshape(gx, EDGE, gy, EDGE, gz * EDGE)
+  near = jnp.zeros((gx, gy, gz * EDGE), bool)
+  for x, along_x in zip((-1, 0, 1), _sides(rows, 1), strict=True):
+    for y, along_y in zip((-1, 0, 1), _sides(along_x, 2), strict=True):
+      near |= _moved(along_y, (x, y, 0))
   needed = jnp.zeros((gx, gy, gz), bool)
-  for x, y, z in _OFFSETS + 1:  # Seen from a block: its neighbours' opposite ends.
-    needed |= sides[x : x + gx, 2 - x, y : y + gy, 2 - y, z : z + gz, 2 - z]
+  for z, along_z in zip((-1, 0, 1), _sides(near.reshape(gx, gy, gz, EDGE), 3)):  # noqa: B905
+    needed |= _moved(along_z, (0, 0, z))
   return needed.ravel()
 
 
@@ -70,7 +83,7 @@ def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Arr
   """
   grid = grid_of(state.signal.shape)
   total = int(np.prod(grid))
-  shape = (capacity, EDGE, EDGE, EDGE)
+  shape = (capacity, VOXELS)
   empty = Blocks(
     signal=jnp.zeros(shape, jnp.float32),
     infection=jnp.zeros(shape, bool),
@@ -94,9 +107,14 @@ def unpack(blocks: Blocks, state: State) -> State:
   x = jnp.where(used[:, None], index[:, 0], shape[0])[:, :, None, None]
   where = x, index[:, 1, None, :, None], index[:, 2, None, None, :]
   return State(
-    signal=state.signal.at[where].set(blocks.signal, mode='drop'),
-    infection=state.infection.at[where].set(blocks.infection, mode='drop'),
+    signal=state.signal.at[where].set(cubes(blocks.signal), mode='drop'),
+    infection=state.infection.at[where].set(cubes(blocks.infection), mode='drop'),
   )
+
+
+def cubes(values: jax.Array) -> jax.Array:
+  """(n, 64) of blocks -> (n, 4, 4, 4)."""
+  return values.reshape(-1, EDGE, EDGE, EDGE)
 
 
 def activate(
@@ -109,7 +127,7 @@ def activate(
     needed: (grid blocks,) bool.
     state: the volume, as it was when none of the new blocks was active.
     anatomy: of the volume.
-    most: new blocks at once.
+    most: new blocks at once; with more of them it takes several rounds.
 
   Returns:
     The blocks, and whether all that are needed are active now; if not, none was added.
@@ -117,34 +135,37 @@ def activate(
   capacity, total = len(blocks.number), len(blocks.slot) - 1
   new = needed & (blocks.slot[:total] == capacity)
   count = new.sum(dtype=jnp.int32)
-  fits = (count <= most) & (blocks.used + count <= capacity)
+  fits = blocks.used + count <= capacity
+  rank = jnp.arange(most, dtype=jnp.int32)
 
-  def add(blocks):
+  def add(carry):
+    blocks, new, left = carry
     number = _first(new, most)
-    rank = jnp.arange(most, dtype=jnp.int32)
     place = jnp.where(number < total, blocks.used + rank, capacity)
     signal, infection, weight = _gather(number, blocks.grid, state, anatomy)
-    return blocks.replace(
+    blocks = blocks.replace(
       signal=blocks.signal.at[place].set(signal, mode='drop'),
       infection=blocks.infection.at[place].set(infection, mode='drop'),
       weight=blocks.weight.at[place].set(weight, mode='drop'),
       number=blocks.number.at[place].set(number, mode='drop'),
       slot=blocks.slot.at[number].set(place).at[total].set(capacity),
-      used=blocks.used + count,
+      used=blocks.used + jnp.minimum(left, most),
     )
+    return blocks, new.at[number].set(False, mode='drop'), left - most
 
-  blocks = jax.lax.cond(fits & (count > 0), add, lambda blocks: blocks, blocks)
+  carry = blocks, new, jnp.where(fits, count, 0)
+  blocks, _, _ = jax.lax.while_loop(lambda carry: carry[2] > 0, add, carry)
   return blocks, fits
 
 
 def needed_by(blocks: Blocks) -> jax.Array:
   """`needed_for` of the infection in the blocks."""
-  sides = blocks.infection
-  for axis in _AXES:
-    sides = _ends(sides, axis)
+  words = _words(blocks.infection)
+  any_along_x = words[0] | words[1] | words[2] | words[3]
+  touching = jnp.stack([words[0], any_along_x, words[3]])[:, None] & _SIDES
   total = len(blocks.slot) - 1
-  at = _neighbour(blocks, _OFFSETS)
-  return jnp.zeros(total + 1, bool).at[at.ravel()].max(sides.ravel())[:total]
+  at = jnp.where(touching.reshape(27, -1) != 0, _neighbour(blocks, _OFFSETS), total)
+  return jnp.zeros(total + 1, bool).at[at].set(True)[:total]
 
 
 def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
@@ -152,24 +173,70 @@ def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
 
   Args:
     blocks: whose slots the mask uses; all blocks that the mask touches are active.
-    mask: (n, 4, 4, 4) bool.
+    mask: (n, 64) bool.
 
   Returns:
-    (n, 4, 4, 4) uint8. Outside the volume there is nothing.
+    (n, 64) uint8. Outside the volume there is nothing.
   """
-  count = mask.astype(jnp.uint8)
-  for axis in _AXES:
-    offset = np.eye(3, dtype=int)[axis - 1]
-    slots = blocks.slot[_neighbour(blocks, np.stack([-offset, offset]))]
-    last = jax.lax.index_in_dim(count, EDGE - 1, axis)
-    first = jax.lax.index_in_dim(count, 0, axis)
-    low, high = (
-      jnp.take(face, at, axis=0, mode='fill', fill_value=0)
-      for face, at in ((last, slots[:, 0]), (first, slots[:, 1]))
-    )
-    line = jnp.concatenate([low, count, high], axis=axis)
-    count = sum(jax.lax.slice_in_dim(line, i, i + EDGE, axis=axis) for i in range(3))
-  return count
+  count = _words(mask)[None]
+  slots = apart(lambda blocks: blocks.slot[_neighbour(blocks, _FACES)], blocks)
+  for axis, digits in ((2, 2), (1, 4), (0, 5)):
+    step = lambda count, slots, a=axis, d=digits: _summed(count, slots, a)[:d]  # noqa: E731
+    count = apart(step, count, slots[axis::3])
+  bits = jnp.arange(EDGE**2, dtype=jnp.uint16)
+  digit = lambda words: (words.T[:, :, None] >> bits) & 1  # noqa: E731
+  total = sum(digit(words) << i for i, words in enumerate(count))
+  return total.astype(jnp.uint8).reshape(-1, VOXELS)
+
+
+def apart(function: Callable, *args: Any) -> Any:
+  """`function(*args)`, compiled on its own, as branches are.
+
+  Merged with its surroundings it might be computed once per use of its result; and a
+  product and a sum might be rounded once in one program and twice in another.
+  """
+  shapes = jax.eval_shape(function, *args)
+  nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+  first = jax.tree.leaves(args)[0]
+  # Always true, which the compiler cannot know.
+  return jax.lax.cond(first.ravel()[0] != jnp.inf, function, nothing, *args)
+
+
+def _words(mask: jax.Array) -> jax.Array:
+  """(n, 64) bool -> (4, n) uint16: a bit per voxel, a word per plane normal to x."""
+  bits = 1 << np.arange(EDGE**2, dtype=np.uint16)
+  planes = mask.reshape(-1, EDGE, EDGE**2)
+  return jnp.where(planes, bits, np.uint16(0)).sum(axis=2, dtype=jnp.uint16).T
+
+
+def _summed(count: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
+  """Counts of every voxel and of the two beside it along an axis, added up.
+
+  Args:
+    count: (d, 4, n) words, a binary digit of all counts each, the lowest first.
+    slots: (2, n) of the blocks before and behind.
+    axis: 0 to 2.
+  """
+  beside = lambda words, slot: words.at[..., slot].get(mode='fill', fill_value=0)  # noqa: E731
+  if axis == 0:
+    before = jnp.concatenate([beside(count[:, -1:], slots[0]), count[:, :-1]], axis=1)
+    behind = jnp.concatenate([count[:, 1:], beside(count[:, :1], slots[1])], axis=1)
+  else:
+    step, (first, _, last) = ((EDGE, _Y_SIDES), (1, _Z_SIDES))[axis - 1]
+    before, behind = (beside(count, slot) for slot in slots)
+    before = ((count << step) & ~first) | ((before >> (EDGE - 1) * step) & first)
+    behind = ((count >> step) & ~last) | ((behind << (EDGE - 1) * step) & last)
+  return jnp.stack(_add(_add(before, count), behind))
+
+
+def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
+  """Sum of two binary numbers per bit of their words, the lowest digits first."""
+  none = jnp.zeros_like(a[0])
+  digits, carry = [], none
+  for x, y in itertools.zip_longest(a, b, fillvalue=none):
+    digits.append(x ^ y ^ carry)
+    carry = (x & y) | (carry & (x ^ y))
+  return [*digits, carry]
 
 
 def _first(mask: jax.Array, most: int) -> jax.Array:
@@ -186,37 +253,45 @@ def _first(mask: jax.Array, most: int) -> jax.Array:
   return jnp.minimum(row * _ROW + place % _ROW, m).astype(jnp.int32)
 
 
-def _ends(mask: jax.Array, axis: int) -> jax.Array:
-  """Along an axis: its first voxel, any of them, its last."""
-  first, last = (jax.lax.index_in_dim(mask, i, axis) for i in (0, EDGE - 1))
-  return jnp.concatenate([first, mask.any(axis, keepdims=True), last], axis)
+def _sides(mask: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Along an axis, which is dropped: its first voxel, any of them, its last."""
+  each = [jax.lax.index_in_dim(mask, i, axis, False) for i in range(EDGE)]
+  # Not `any`: a reduction is not vectorised.
+  return each[0], functools.reduce(jnp.bitwise_or, each), each[-1]
+
+
+def _moved(mask: jax.Array, by: tuple[int, int, int]) -> jax.Array:
+  """A mask shifted by up to one along each axis; nothing comes in."""
+  padded = jnp.pad(mask, 1)
+  return padded[tuple(slice(1 - b, 1 - b + n) for b, n in zip(by, mask.shape))]  # noqa: B905
 
 
 def coordinates(number: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
   """(n,) block numbers -> (n, 3) int32 places in the grid."""
-  return jnp.stack(
-    [number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]],
-    axis=-1,
-  )
+  number = number.astype(jnp.uint32)  # Divided faster.
+  at = number // (grid[1] * grid[2]), number // grid[2] % grid[1], number % grid[2]
+  return jnp.stack(at, axis=-1).astype(jnp.int32)
 
 
 def _neighbour(blocks: Blocks, offsets: np.ndarray) -> jax.Array:
-  """(n, k) numbers of the blocks at k offsets; beyond the grid where there is none."""
-  at = coordinates(blocks.number, blocks.grid)[:, None] + jnp.asarray(offsets)
+  """(k, n) numbers of the blocks at k offsets; beyond the grid where there is none."""
   gx, gy, gz = blocks.grid
-  inside = ((at >= 0) & (at < jnp.array(blocks.grid))).all(axis=-1)
-  number = (at[..., 0] * gy + at[..., 1]) * gz + at[..., 2]
-  return jnp.where(inside, number, gx * gy * gz).astype(jnp.int32)
+  at = coordinates(blocks.number, blocks.grid).T
+  x, y, z = (at[i] + offsets[:, i, None] for i in range(3))
+  inside = (x >= 0) & (x < gx) & (y >= 0) & (y < gy) & (z >= 0) & (z < gz)
+  return jnp.where(inside, (x * gy + y) * gz + z, gx * gy * gz).astype(jnp.int32)
 
 
 def _gather(number, grid, state: State, anatomy: Anatomy):
-  """Signal, infection and weight of blocks (m,), 0 beyond the volume."""
+  """Signal, infection and weight of blocks, (m, 64) each, 0 beyond the volume."""
   at = coordinates(number, grid) * EDGE
   index = at[:, :, None] + jnp.arange(EDGE)
   where = (
     index[:, 0, :, None, None], index[:, 1, None, :, None], index[:, 2, None, None, :]
   )  # fmt: skip
-  take = lambda volume: volume.at[where].get(mode='fill', fill_value=0)  # noqa: E731
+  take = lambda volume: (  # noqa: E731
+    volume.at[where].get(mode='fill', fill_value=0).reshape(-1, VOXELS)
+  )
   weight = take(anatomy.susceptible).astype(jnp.float32)
   if anatomy.prior is not None:
     weight *= take(anatomy.prior)

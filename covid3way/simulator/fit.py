@@ -33,7 +33,6 @@ _SIGNAL_SCALE = 0.02  # A shift of the histogram by this much counts like e-fold
 _SPREAD = 0.5  # Of random starts, in unconstrained units.
 _HALVINGS = 16
 _RULE = optax.chain(optax.scale_by_lbfgs(), optax.clip_by_global_norm(1.0))
-_propose = jax.jit(_RULE.update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +118,9 @@ def fit(
   trivial_losses = [float(population.loss(p, after)) for p in trivial]
   enough = min(float(population.relative_loss(p, after)) for p in trivial)
   longest = population.longest_for(transitions)
+  pair = jnp.asarray(before), jnp.asarray(after)
   objective = functools.partial(
-    _objective, before, after, transitions, law=law, longest=longest
+    _objective, *pair, transitions, law=law, longest=longest
   )
   found, iteration = [], 0
   for start in _starts(law, settings):
@@ -200,6 +200,13 @@ def _search(
         break
 
 
+@jax.jit
+def _propose(gradient, memory, free):
+  """Where to descend, how steeply, and the memory of L-BFGS."""
+  direction, memory = _RULE.update(gradient, memory, free)
+  return direction, jnp.vdot(gradient, direction), memory
+
+
 def _descend(
   objective: Callable, free: jax.Array
 ) -> Iterator[tuple[jax.Array, float, float]]:
@@ -208,8 +215,8 @@ def _descend(
   yield free, float(value), float(relative)
   memory, fresh = _RULE.init(free), True
   while True:
-    direction, memory = _propose(gradient, memory, free)
-    slope = float(jnp.vdot(gradient, direction))
+    direction, slope, memory = _propose(gradient, memory, free)
+    slope = float(slope)
     for rate in 0.5 ** np.arange(_HALVINGS):
       trial = free - rate * direction
       (trial_value, relative), trial_gradient = objective(trial)

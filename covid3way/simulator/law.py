@@ -36,10 +36,10 @@ def drift(signal: jax.Array, w: Parameters) -> jax.Array:
   further increase." And "our body absorbs the inflammatory infiltration at a constant
   speed."
   """
-  # Each branch sees only its own side, or its exponential would overflow in gradients.
+  # One exponential for both stages, of what is never above 0: none overflows.
   below, above = jnp.minimum(signal, STAGE), jnp.maximum(signal, STAGE)
-  ggo = w.ggo_gain * -jnp.expm1(below / w.ggo_scale)
-  consolidation = w.consolidation_gain * jnp.exp(-above / w.consolidation_scale)
+  fading = jnp.exp(below / w.ggo_scale - above / w.consolidation_scale)
+  ggo, consolidation = w.ggo_gain * (1 - fading), w.consolidation_gain * fading
   return jnp.where(signal < STAGE, ggo, consolidation) - w.absorption
 
 

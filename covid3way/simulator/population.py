@@ -120,7 +120,10 @@ def _evolve(w, counts, transitions, law, longest):
 
 
 # The gradient is written out because the automatic one adds an outer product to the
-# whole of K in every transition; this one forms them all in one product at the end.
+# whole of K in every transition; this one forms those of many transitions at once.
+_AT_ONCE = 64
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _repeat(tiles, growth, state, transitions, longest):
   """`transitions` times K applied to (tile, bin) counts."""
@@ -140,22 +143,34 @@ def _repeat_forward(tiles, growth, state, transitions, longest):
 
 
 def _repeat_backward(longest, residuals, adjoint):
+  at_once = min(_AT_ONCE, longest)
   tiles, growth, states, transitions = residuals
 
-  def step(i, carry):
-    adjoint, adjoints = carry
-    t = transitions - 1 - i
-    return _apply_transposed(tiles, growth, adjoint), adjoints.at[t].set(adjoint)
+  def stretch(carry):
+    stop, adjoint, for_tiles, for_growth = carry
+    start = jnp.maximum(stop - at_once, 0)
 
-  adjoints = jnp.zeros_like(states)
-  adjoint, adjoints = jax.lax.fori_loop(0, transitions, step, (adjoint, adjoints))
-  flat = jnp.pad(adjoints.reshape(longest, -1), ((0, 0), (TILE, TILE)))
-  for_tiles = [
-    states[:, k].T @ flat[:, k * TILE : (k + 3) * TILE] for k in range(_TILES)
-  ]
-  mothers = jnp.sum(states * _GIVES_BIRTH, axis=(1, 2))
-  for_growth = jnp.sum(mothers * jnp.sum(adjoints * _NEWBORN, axis=(1, 2)))
-  return jnp.stack(for_tiles), for_growth, adjoint, None
+    def step(i, carry):
+      adjoint, adjoints = carry
+      adjoints = adjoints.at[stop - 1 - i - start].set(adjoint)
+      return _apply_transposed(tiles, growth, adjoint), adjoints
+
+    adjoints = jnp.zeros((at_once, *adjoint.shape), adjoint.dtype)
+    adjoint, adjoints = jax.lax.fori_loop(0, stop - start, step, (adjoint, adjoints))
+    before = jax.lax.dynamic_slice_in_dim(states, start, at_once)
+    flat = jnp.pad(adjoints.reshape(at_once, -1), ((0, 0), (TILE, TILE)))
+    products = [
+      before[:, k].T @ flat[:, k * TILE : (k + 3) * TILE] for k in range(_TILES)
+    ]
+    mothers = jnp.sum(before * _GIVES_BIRTH, axis=(1, 2))
+    births = jnp.sum(mothers * jnp.sum(adjoints * _NEWBORN, axis=(1, 2)))
+    return start, adjoint, for_tiles + jnp.stack(products), for_growth + births
+
+  carry = transitions, adjoint, jnp.zeros_like(tiles), jnp.zeros_like(growth)
+  _, adjoint, for_tiles, for_growth = jax.lax.while_loop(
+    lambda carry: carry[0] > 0, stretch, carry
+  )
+  return for_tiles, for_growth, adjoint, None
 
 
 _repeat.defvjp(_repeat_forward, _repeat_backward)

@@ -2,9 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-_TINY = np.finfo(np.float32).tiny
 _FINE = 14  # Weights are added up as whole multiples of 2 ** -14.
 
 
@@ -16,33 +14,38 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
   taken and the rest is lost. Weights below 2 ** -15 of the largest get no chance.
 
   Args:
-    weight: (n, 4, 4, 4) float32 in [0, 1].
+    weight: float32 in [0, 1], (n, 64).
     total: expected number, a scalar.
   """
 
   def share_out(carry):
-    chance, _ = carry
-    free = jnp.where(chance < 1, weight, 0)
+    scale, least, full, _ = carry
+    free = jnp.where(weight * scale < 1, weight, 0)
     # Relative to the largest, or small weights alone would vanish in the sum.
-    free = free / jnp.maximum(free.max(), _TINY)
-    free = jnp.where(free < 2.0 ** -(_FINE + 1), 0, free)  # It would not be counted.
-    left = jnp.maximum(total - jnp.sum(chance >= 1), 0)
-    scale = left / jnp.maximum(exact_sum(free), 1)  # The largest is 1, or none is.
-    after = jnp.where(chance < 1, jnp.minimum(free * scale, 1), chance)
-    return after, jnp.any((after >= 1) & (chance < 1))
+    largest = free.max()
+    room = largest > 0
+    least = jnp.where(room, largest * 2.0 ** -(_FINE + 1), least)
+    # Weights below that would not be counted.
+    relative = jnp.where((free < least) | ~room, 0, free / largest)
+    after = jnp.maximum(total - full, 0) / exact_sum(relative) / largest
+    after = jnp.where(room, jnp.maximum(after, scale), scale)  # Never less.
+    return after, least, jnp.sum(weight * after >= 1), full
 
   # Again, for those with room left, as long as more of them become full.
-  start = jnp.zeros_like(weight), jnp.array(True)
-  return jax.lax.while_loop(lambda carry: carry[1], share_out, start)[0]
+  start = jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(-1)
+  more = lambda carry: carry[2] > carry[3]  # noqa: E731
+  scale, least, _, _ = jax.lax.while_loop(more, share_out, start)
+  return jnp.where(weight < least, 0, jnp.minimum(weight * scale, 1))
 
 
 def exact_sum(values: jax.Array) -> jax.Array:
-  """Sum of values in [0, 1], (n, 4, 4, 4), that no order of addition can change.
+  """Sum of values in [0, 1], (n, ...), that no order of addition can change.
 
   Whole numbers are added, so batches and padding give the same bits. 2 ** 21 blocks
-  (a volume of 512 x 512 x 512) do not overflow.
+  of 64 (a volume of 512 x 512 x 512) do not overflow.
   """
-  whole = jnp.round(values * 2**_FINE).astype(jnp.uint32).sum(axis=(1, 2, 3))
+  values = values.reshape(len(values), -1)
+  whole = jnp.round(values * 2**_FINE).astype(jnp.uint32).sum(axis=1)
   low, high = (whole & 0x7FF).sum(), (whole >> 11).sum()
   return (high.astype(jnp.float32) * 2**11 + low) / 2**_FINE
 

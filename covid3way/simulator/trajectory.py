@@ -12,14 +12,14 @@ from covid3way.base import GeometryError
 from covid3way.simulator import blocks as tiles
 from covid3way.simulator import law as laws
 from covid3way.simulator import noise, parameters, spread
-from covid3way.simulator.blocks import EDGE, Blocks
+from covid3way.simulator.blocks import EDGE, Blocks, apart, cubes
 from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
 # Places tried for satellites in one transition: so many, or one per so many voxels.
 _DRAWS, _VOXELS_PER_DRAW = 1024, 2**13
 _SMALL = 1024  # Slots that cost less than compiling for fewer.
-_SLACK = 8  # A transition may add one block per so many slots.
+_SLACK = 64  # One block per so many slots is made active at once.
 
 
 def run(
@@ -130,12 +130,13 @@ def advance(
 
   Returns:
     Y, the transition reached (less than `stop` when one needs more blocks than there
-    are, or adds more than an eighth of them), and the observations, (length, ...) each.
+    are), and the observations, (length, ...) each.
   """
   held, fits = tiles.pack(state, anatomy, capacity)
   share = _share(anatomy)
   most, total = max(capacity // _SLACK, 8), len(held.slot) - 1
-  watched = jax.eval_shape(what, held.signal, held.infection) if what else None
+  watch = lambda held: what(cubes(held.signal), cubes(held.infection))  # noqa: E731
+  watched = jax.eval_shape(watch, held) if what else None
   seen = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), watched)
 
   def going(carry):
@@ -155,7 +156,7 @@ def advance(
       held, fits = tiles.activate(held, needed, state, anatomy, most)
     held = jax.lax.cond(fits, step, lambda held: held, held)
     if what:
-      now = what(held.signal, held.infection)
+      now = watch(held)
       seen = jax.tree.map(lambda s, o: s.at[t - start].set(o, mode='drop'), seen, now)
     return held, t + fits, fits, seen
 
@@ -190,14 +191,14 @@ def transition(
   law, before = settings.law, held.signal
   pitch = noise.pitch_for(settings.noise_mm, spacing_mm)
   # u serves two: a voxel is either infected (may convert) or not (may be born).
-  z, u = _apart(lambda held: noise.draw(key, held, pitch), held)
+  z, u = apart(lambda held: noise.draw(key, held, pitch), held)
   ggo = held.infection & (before < laws.STAGE)
 
   born = _at(seeds, held) & (held.weight > 0) & ~held.infection
   expected = jnp.maximum(w.growth * ggo.sum() - elsewhere, 0)
   born |= u < _births(held, ggo, expected, settings.clustering)
 
-  proposed = _apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
+  proposed = apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
   passes = u < _conversion(held, proposed, w, settings)
   after = laws.settle(before, proposed, passes)
   signal = jnp.where(held.infection, after, jnp.where(born, laws.NEWBORN, before))
@@ -205,21 +206,8 @@ def transition(
   return held.replace(signal=signal.astype(jnp.float32), infection=infection)
 
 
-def _apart(function: Callable, *args: Any) -> Any:
-  """`function(*args)`, compiled on its own, as branches are.
-
-  Merged with its surroundings it might be computed once per use of its result; and a
-  product and a sum might be rounded once in one program and twice in another.
-  """
-  shapes = jax.eval_shape(function, *args)
-  nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
-  first = jax.tree.leaves(args)[0]
-  # Always true, which the compiler cannot know.
-  return jax.lax.cond(first.ravel()[0] != jnp.inf, function, nothing, *args)
-
-
 def _births(held: Blocks, ggo: jax.Array, expected: jax.Array, clustering: float):
-  """Chance of every voxel to be born beside ground glass, (n, 4, 4, 4)."""
+  """Chance of every voxel to be born beside ground glass, (n, 64)."""
   neighbours = tiles.neighbourhood(held, ggo)
   weight = held.weight * spread.crowding(neighbours, clustering)
   weight = jnp.where(held.infection, 0, weight)
@@ -244,7 +232,7 @@ def _share(anatomy: Anatomy) -> jax.Array:
     total = anatomy.susceptible.sum(dtype=jnp.uint32).astype(jnp.float32)
   else:
     weight = anatomy.susceptible * anatomy.prior
-    total = spread.exact_sum(weight.reshape(-1, weight.shape[-1], 1, 1))
+    total = spread.exact_sum(weight.reshape(-1, weight.shape[-1]))
   return total / anatomy.susceptible.size
 
 
@@ -289,12 +277,13 @@ def _blocks_of(seeds: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
 
 
 def _at(seeds: jax.Array, held: Blocks) -> jax.Array:
-  """(n, 4, 4, 4) bool: the voxels of (m, 3)."""
+  """(n, 64) bool: the voxels of (m, 3)."""
   _, gy, gz = held.grid
   x, y, z = seeds.T // EDGE
   number = jnp.minimum((x * gy + y) * gz + z, len(held.slot) - 1)
+  x, y, z = seeds.T % EDGE
   mask = jnp.zeros_like(held.infection)
-  return mask.at[held.slot[number], *(seeds.T % EDGE)].set(True, mode='drop')
+  return mask.at[held.slot[number], (x * EDGE + y) * EDGE + z].set(True, mode='drop')
 
 
 @jax.jit

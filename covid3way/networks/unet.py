@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from covid3way.networks import trained
+
 
 class UNet(nn.Module):
   """A slice stack in, logits of its central slice out.
@@ -55,7 +57,13 @@ class UNet(nn.Module):
 
   def _double_conv(self, x: jax.Array, width: int, train: bool) -> jax.Array:
     for _ in range(2):
-      x = nn.Conv(width, (3, 3), use_bias=False, dtype=self.dtype)(x)
+      x = nn.Conv(
+        width,
+        (3, 3),
+        use_bias=False,
+        dtype=self.dtype,
+        conv_general_dilated=trained.convolved,
+      )(x)
       # Flax counts `momentum` from the other side: 0.9 here is 0.1 in the release.
       x = nn.BatchNorm(
         use_running_average=not train,
@@ -86,5 +94,7 @@ class _Doubled(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     kernel, bias = (p.astype(self.dtype) for p in (kernel, bias))
     b, h, w, _ = x.shape
-    x = jnp.einsum('bhwc,cijf->bhiwjf', x, kernel)
+    # A product for each row, of which both columns of a pixel are channels.
+    rows = [x @ row.reshape(-1, 2 * self.width) for row in jnp.moveaxis(kernel, 1, 0)]
+    x = jnp.stack(rows, axis=2)
     return x.reshape(b, 2 * h, 2 * w, self.width) + bias

@@ -19,7 +19,7 @@ from covid3way.jobs.feed import reader
 from covid3way.jobs.train import recipe_of
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
-from covid3way.training import loop
+from covid3way.training import loop, memory
 from covid3way.training.step import Batch, fresh_variables, init_state
 
 _SCANS = 4
@@ -58,6 +58,7 @@ def measure(
     ConfigError: there are not so many devices.
   """
   side, precision, n = case
+  memory.keep()  # As the train job does.
   if n > 1:
     jax.config.update('jax_num_cpu_devices', n)
   devices = jax.devices()[:n]

@@ -18,7 +18,14 @@ from covid3way.jobs import export, watching
 from covid3way.jobs.batch import WHOLE_JOB, Shard, claim, named, required
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
-from covid3way.training import checkpoints, devices, loop, optimisers, preemption
+from covid3way.training import (
+  checkpoints,
+  devices,
+  loop,
+  memory,
+  optimisers,
+  preemption,
+)
 from covid3way.training.distort import Distortion
 from covid3way.training.step import Recipe, TrainState, fresh_variables, init_state
 
@@ -35,6 +42,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   Raises:
     PreemptedError: SIGTERM came; the same command goes on from there.
   """
+  memory.keep()
   settings = config.training
   export.check(config.aggregation)
   check_numbers(settings)

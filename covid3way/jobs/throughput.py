@@ -20,7 +20,7 @@ from covid3way.jobs.train import recipe_of
 from covid3way.networks import inference
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
-from covid3way.training import loop
+from covid3way.training import loop, memory
 from covid3way.training.step import Batch, fresh_variables, init_state
 
 _SCANS = 4
@@ -66,6 +66,7 @@ def measure(
   """
   side, precision, n = case
   peak = limits['product_gflop_per_s']
+  memory.keep()  # As the train job does.
   if n > 1:
     jax.config.update('jax_num_cpu_devices', n)
   devices = jax.devices()[:n]

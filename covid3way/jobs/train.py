@@ -19,7 +19,14 @@ from covid3way.jobs.batch import claim, named
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
 from covid3way.jobs.usage import WHOLE_JOB, Shard, required
-from covid3way.training import checkpoints, devices, loop, optimisers, preemption
+from covid3way.training import (
+  checkpoints,
+  devices,
+  loop,
+  memory,
+  optimisers,
+  preemption,
+)
 from covid3way.training.distort import Distortion
 from covid3way.training.step import Recipe, TrainState, fresh_variables, init_state
 
@@ -36,6 +43,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   Raises:
     PreemptedError: SIGTERM came; the same command goes on from there.
   """
+  memory.keep()
   settings = config.training
   export.check(config.aggregation)
   check_numbers(settings)

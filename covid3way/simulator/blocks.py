@@ -93,8 +93,11 @@ def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Arr
     used=jnp.int32(0),
     grid=grid,
   )
-  needed = jnp.ones(total, bool) if capacity >= total else needed_for(state.infection)
-  return activate(empty, needed, state, anatomy, capacity)
+  if capacity >= total:
+    return activate(empty, jnp.arange(total), state, anatomy, capacity)
+  needed = needed_for(state.infection)
+  blocks, _ = activate(empty, _first(needed, capacity), state, anatomy, capacity)
+  return blocks, needed.sum() <= capacity
 
 
 def unpack(blocks: Blocks, state: State) -> State:
@@ -124,24 +127,33 @@ def activate(
 
   Args:
     blocks: active so far.
-    needed: (grid blocks,) bool.
+    needed: (k,) int32 numbers of blocks, in any order, some more than once; beyond the
+      grid where there is none.
     state: the volume, as it was when none of the new blocks was active.
     anatomy: of the volume.
-    most: new blocks at once; with more of them it takes several rounds.
+    most: numbers looked at in one round; there are as many rounds as it takes.
 
   Returns:
-    The blocks, and whether all that are needed are active now; if not, none was added.
+    The blocks, and whether all that are needed are active now.
   """
   capacity, total = len(blocks.number), len(blocks.slot) - 1
-  new = needed & (blocks.slot[:total] == capacity)
-  count = new.sum(dtype=jnp.int32)
-  fits = blocks.used + count <= capacity
-  rank = jnp.arange(most, dtype=jnp.int32)
+
+  def missing(blocks):
+    return (blocks.slot[needed] == capacity) & (needed < total)
+
+  def going(carry):
+    _, absent, fits = carry
+    return fits & _any(absent)
 
   def add(carry):
-    blocks, new, left = carry
-    number = _first(new, most)
-    place = jnp.where(number < total, blocks.used + rank, capacity)
+    blocks, absent, _ = carry
+    chosen = _first(absent, most)
+    number = jnp.sort(needed.at[chosen].get(mode='fill', fill_value=total))
+    new = (number < total) & (number != jnp.roll(number, 1).at[0].set(total))
+    fits = blocks.used + new.sum(dtype=jnp.int32) <= capacity
+    new &= fits
+    number = jnp.where(new, number, total)
+    place = jnp.where(new, blocks.used + jnp.cumsum(new) - 1, capacity)
     signal, infection, weight = _gather(number, blocks.grid, state, anatomy)
     blocks = blocks.replace(
       signal=blocks.signal.at[place].set(signal, mode='drop'),
@@ -149,23 +161,27 @@ def activate(
       weight=blocks.weight.at[place].set(weight, mode='drop'),
       number=blocks.number.at[place].set(number, mode='drop'),
       slot=blocks.slot.at[number].set(place).at[total].set(capacity),
-      used=blocks.used + jnp.minimum(left, most),
+      used=blocks.used + new.sum(dtype=jnp.int32),
     )
-    return blocks, new.at[number].set(False, mode='drop'), left - most
+    return blocks, missing(blocks), fits
 
-  carry = blocks, new, jnp.where(fits, count, 0)
-  blocks, _, _ = jax.lax.while_loop(lambda carry: carry[2] > 0, add, carry)
+  carry = blocks, missing(blocks), jnp.array(True)
+  blocks, _, fits = jax.lax.while_loop(going, add, carry)
   return blocks, fits
 
 
 def needed_by(blocks: Blocks) -> jax.Array:
-  """`needed_for` of the infection in the blocks."""
+  """Blocks that infection in the blocks lies in or touches.
+
+  Returns:
+    (27 n,) int32 numbers; some more than once, many beyond the grid, which are none.
+  """
   words = _words(blocks.infection)
   any_along_x = words[0] | words[1] | words[2] | words[3]
   touching = jnp.stack([words[0], any_along_x, words[3]])[:, None] & _SIDES
   total = len(blocks.slot) - 1
   at = jnp.where(touching.reshape(27, -1) != 0, _neighbour(blocks, _OFFSETS), total)
-  return jnp.zeros(total + 1, bool).at[at].set(True)[:total]
+  return at.ravel()
 
 
 def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
@@ -237,6 +253,12 @@ def _add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> list[jax.Array]:
     digits.append(x ^ y ^ carry)
     carry = (x & y) | (carry & (x ^ y))
   return [*digits, carry]
+
+
+def _any(mask: jax.Array) -> jax.Array:
+  """Whether a mask (m,) is true anywhere; words of rows, as no reduction is fast."""
+  rows = jnp.pad(mask, (0, -len(mask) % _ROW)).reshape(_ROW, -1)
+  return functools.reduce(jnp.bitwise_or, list(rows)).any()
 
 
 def _first(mask: jax.Array, most: int) -> jax.Array:

@@ -152,7 +152,7 @@ def advance(
     )
     fits = t < stop
     if capacity < total:  # Else all blocks are active.
-      needed = tiles.needed_by(held) | _blocks_of(seeds, held.grid)
+      needed = jnp.concatenate([tiles.needed_by(held), _blocks_of(seeds, held)])
       held, fits = tiles.activate(held, needed, state, anatomy, most)
     held = jax.lax.cond(fits, step, lambda held: held, held)
     if what:
@@ -270,20 +270,19 @@ def _satellites(
   return jnp.where(chosen[:, None], at, beyond), expected
 
 
-def _blocks_of(seeds: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-  """(grid blocks,) bool: where satellites are born."""
-  where = tuple((seeds // EDGE).T)
-  return jnp.zeros(grid, bool).at[where].set(True, mode='drop').ravel()
+def _blocks_of(seeds: jax.Array, held: Blocks) -> jax.Array:
+  """(m,) int32 numbers of the blocks of (m, 3) voxels; beyond the grid if these are."""
+  _, gy, gz = held.grid
+  x, y, z = seeds.T // EDGE
+  return jnp.minimum((x * gy + y) * gz + z, len(held.slot) - 1)
 
 
 def _at(seeds: jax.Array, held: Blocks) -> jax.Array:
   """(n, 64) bool: the voxels of (m, 3)."""
-  _, gy, gz = held.grid
-  x, y, z = seeds.T // EDGE
-  number = jnp.minimum((x * gy + y) * gz + z, len(held.slot) - 1)
   x, y, z = seeds.T % EDGE
   mask = jnp.zeros_like(held.infection)
-  return mask.at[held.slot[number], (x * EDGE + y) * EDGE + z].set(True, mode='drop')
+  where = held.slot[_blocks_of(seeds, held)], (x * EDGE + y) * EDGE + z
+  return mask.at[where].set(True, mode='drop')
 
 
 @jax.jit

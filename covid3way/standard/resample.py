@@ -12,6 +12,7 @@ one. It is done on the host, where scans arrive and results leave.
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,6 +39,7 @@ _HALF_WIDTH = {lanczos: 4, triangle: 1}
 # The fastest of some that were tried, the second for all axes.
 _SLAB_PLANES = 16  # Of x; with all that it is made of, a slab takes tens of MB.
 _BLOCK = 32  # Outputs of a small matrix: more waste products, fewer waste calls.
+_TURN = threading.Lock()
 _THREADS = 8  # At most: more wait for memory, of which each takes that of a slab.
 
 
@@ -172,8 +174,9 @@ def in_slabs(work: Callable[[slice, Weights], None], weights: Weights) -> None:
   starts = range(0, len(weights[0]), _SLAB_PLANES)
   slabs = [slice(n, min(n + _SLAB_PLANES, len(weights[0]))) for n in starts]
   # In place of the threads of BLAS, which are slow at products as small as these and
-  # wait for each other on a busy machine.
-  with threadpool_limits(1, 'blas') as limits:
+  # wait for each other on a busy machine. The limit is the whole program's, so that
+  # those who come at the same time take turns.
+  with _TURN, threadpool_limits(1, 'blas') as limits:
     count = limits.get_original_num_threads()['blas'] or 1
     with ThreadPoolExecutor(min(count, _THREADS)) as threads:
       done = threads.map(lambda s: work(s, (weights[0][s], *weights[1:])), slabs)

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 _FAULTS = """
 import resource, sys, threading
-from covid3way.training import memory
+from covid3way.jobs import memory
 if sys.argv[1] == 'kept':
   memory.keep()
 def faults():

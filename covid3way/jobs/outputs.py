@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,17 @@ def write(folder: Path, row: ManifestRow, found: Finding, export: ConfigDict) ->
   with whole(folder) as aside:
     aside.mkdir()
     masks = {'infection': found.infection, 'lungs': found.lungs}
-    for name, mask in masks.items():
-      nifti.write_volume(aside / f'{name}.nii.gz', mask, scan.grid, dtype=np.uint8)
-    for name, slab_of in found.probabilities.items():
-      nifti.write_slabs(aside / f'{name}.nii.gz', slab_of, scan.grid, dtype=np.float32)
+    volumes = [(name, mask.__getitem__, np.uint8) for name, mask in masks.items()]
+    volumes += [(name, part, np.float32) for name, part in found.probabilities.items()]
+    with ThreadPoolExecutor(2) as threads:  # Most of it is compressing.
+      written = [
+        threads.submit(
+          nifti.write_slabs, aside / f'{name}.nii.gz', part, scan.grid, dtype=dtype
+        )
+        for name, part, dtype in volumes
+      ]
+      for each in written:
+        each.result()
     percent = report['infected_percent']
     figures.overview(
       aside / 'overview.png',

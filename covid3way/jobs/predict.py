@@ -16,7 +16,7 @@ from covid3way.base import (
   WarningKind,
   Window,
 )
-from covid3way.jobs import outputs
+from covid3way.jobs import memory, outputs
 from covid3way.jobs.batch import claim
 from covid3way.jobs.preprocess import read_and_cast
 from covid3way.jobs.usage import WHOLE_JOB, Shard, required
@@ -40,6 +40,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = WHOLE_JOB) -> None:
   Each holds what `outputs.write` says; beside them stand the tables of
   `outputs.write_tables`.
   """
+  memory.keep()
   model = read_model(Path(required(config, 'model')))
   model = _with_threshold(model, config.prediction.threshold)
   if model.spec.target != 'infection':

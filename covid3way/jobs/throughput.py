@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError
+from covid3way.jobs import memory
 from covid3way.jobs.cohort import open_cohort
 from covid3way.jobs.feed import reader
 from covid3way.jobs.train import recipe_of
 from covid3way.networks import inference
 from covid3way.phantom.plain import plain_chest
 from covid3way.scans import store
-from covid3way.training import loop, memory
+from covid3way.training import loop
 from covid3way.training.step import Batch, fresh_variables, init_state
 
 _SCANS = 4

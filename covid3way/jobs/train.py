@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from covid3way import progress
 from covid3way.base import ConfigError, InputError
-from covid3way.jobs import export, watching
+from covid3way.jobs import export, memory, watching
 from covid3way.jobs.batch import claim, named
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
@@ -23,7 +23,6 @@ from covid3way.training import (
   checkpoints,
   devices,
   loop,
-  memory,
   optimisers,
   preemption,
 )

@@ -52,7 +52,7 @@ OUTPUT = (
 )
 _POINTS = len(INPUT)
 _STRIP_VALUES = (
-  2**18
+  2**20
 )  # What a strip is transformed into, so that it stays in the cache.
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import ndimage
 
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.aggregators import LEVELS, Aggregator
@@ -22,8 +23,12 @@ def aggregate(
     probability: (x, y, z) float16, mean of the maps, in [0, 1]; 0 outside the lungs.
     mask: (x, y, z) bool.
   """
-  probability = np.zeros(lungs.shape, np.float16)
-  for x in np.flatnonzero(lungs.any(axis=(1, 2))):  # Planes stay in the cache.
-    total = sum(each[x].astype(np.uint16) for each in maps.values())
-    probability[x] = total * (lungs[x] > 0) / np.float32(len(maps) * LEVELS)
-  return probability, aggregators.apply(aggregator, maps, lungs > 0)
+  probability, mask = np.zeros(lungs.shape, np.float16), np.zeros(lungs.shape, bool)
+  (box,) = ndimage.find_objects((lungs > 0).view(np.uint8)) or [(slice(0),) * 3]
+  maps, inside = {view: each[box] for view, each in maps.items()}, lungs[box] > 0
+  planes = zip(probability[box], inside, *maps.values(), strict=True)
+  for plane, within, *levels in planes:  # Which stay in the cache.
+    total = sum(each.astype(np.uint16) for each in levels) * within
+    plane[...] = total / np.float32(len(maps) * LEVELS)
+  mask[box] = aggregators.apply(aggregator, maps, inside)
+  return probability, mask

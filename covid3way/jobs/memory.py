@@ -1,4 +1,4 @@
-"""Memory of a training on a CPU: kept from step to step."""
+"""Memory of a long computation on a CPU: kept from step to step."""
 
 import ctypes
 
@@ -9,10 +9,10 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def keep() -> None:
   """Has freed memory kept for whoever asks next, instead of given back.
 
-  A step takes some hundred MiB at once; else the system hands them out anew, page by
-  page and filled with zeros, which is a fifth of the step's time. To be called before
-  JAX has threads: one that has memory of its own keeps to that. Without glibc nothing
-  happens.
+  A step of a training, or a slice of a prediction, takes some hundred MiB at once; else
+  the system hands them out anew, page by page and filled with zeros, which is up to a
+  fifth of the time. To be called before JAX has threads: one that has memory of its own
+  keeps to that. Without glibc nothing happens.
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
   if mallopt is not None:

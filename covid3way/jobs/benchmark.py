@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from covid3way import progress
 from covid3way.base import ConfigError
 from covid3way.evaluation.costs import cost_by_size
-from covid3way.jobs import peers, stages, throughput
+from covid3way.jobs import memory, peers, stages, throughput
 from covid3way.jobs.batch import peak_bytes
 from covid3way.scans.files import whole, write_json
 
@@ -119,6 +119,7 @@ def _measure(
 ) -> dict[str, Any]:
   """Runs a stage, which tells how much it did, once cold and some times warm."""
   config = ConfigDict(settings)
+  memory.keep()  # As predict and train do.
   jax.config.update('jax_enable_compilation_cache', False)
   with tempfile.TemporaryDirectory() as folder:
     kinds = peers if stage in peers.STAGES else stages

@@ -132,7 +132,7 @@ def _unet(torch: ModuleType) -> Any:
       inputs = (_DEPTH, *_FEATURES)
       self.down = nn.ModuleList(map(twice, inputs, _FEATURES))
       pairs = list(zip(_FEATURES[:0:-1], _FEATURES[-2::-1], strict=True))
-      self.double = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in pairs)
+      self.doubled = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in pairs)
       self.up = nn.ModuleList(twice(2 * b, b) for _, b in pairs)
       self.head = nn.Conv2d(_FEATURES[0], 2, 1)
 
@@ -142,7 +142,7 @@ def _unet(torch: ModuleType) -> Any:
         skips.append(level(x))
         x = nn.functional.max_pool2d(skips[-1], 2)
       x = self.down[-1](x)
-      for double, level in zip(self.double, self.up, strict=True):
+      for double, level in zip(self.doubled, self.up, strict=True):
         x = level(torch.cat([skips.pop(), double(x)], 1))
       return self.head(x)
 

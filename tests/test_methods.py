@@ -135,6 +135,7 @@ def test_three_way_still_gives_what_it_gave_before_there_were_others(quickstart)
   for part, losses in {
     'xy': (2.01306, 2.06316),
     'yz': (2.04349, 2.06004),
-    'xz': (2.24888, 1.83832),
+    # 1.83832 before simulated scans changed by the rounding of their chances.
+    'xz': (2.24888, 1.84366),
   }.items():
     assert [row['loss'] for row in known[part]] == pytest.approx(losses, rel=2e-3)

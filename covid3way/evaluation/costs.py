@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 _COLOURS = ('#0072b2', '#e69f00', '#cc3311', '#009e73', '#cc79a7', '#56b4e9', '#8e8e93')
-_MARKERS = 'o^sDvP*'
+_MARKERS = 'o^sDvP'  # Fewer than colours: no two lines are alike.
 
 
 def cost_by_size(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -23,8 +23,10 @@ def cost_by_size(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
   for row in rows:
     side, _, variant = row['case'].partition('-')
     if 'warm_s' in row and side.isdecimal():
-      share = f', {int(variant)} % infected' if variant.isdecimal() else ''
-      lines[row['stage'] + share][int(side)] = row['warm_s']
+      name = row['stage']
+      if name == 'simulate':
+        name += f', {int(variant or 3)} % infected'
+      lines[name][int(side)] = row['warm_s']
   figure = Figure(figsize=(7.5, 5), layout='constrained')
   panel = figure.subplots()
   sides = sorted({side for each in lines.values() for side in each})

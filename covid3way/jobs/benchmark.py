@@ -22,6 +22,7 @@ from covid3way.jobs import memory, peers, stages, throughput
 from covid3way.jobs.batch import peak_bytes
 from covid3way.scans.files import whole, write_json
 
+_KEEPING = ('networks', 'predict')  # As the predict job does; so does `throughput`.
 _COPIED = 2**26  # float32 values.
 _SIDE = 4096  # Of the matrices.
 
@@ -119,7 +120,8 @@ def _measure(
 ) -> dict[str, Any]:
   """Runs a stage, which tells how much it did, once cold and some times warm."""
   config = ConfigDict(settings)
-  memory.keep()  # As predict and train do.
+  if stage in _KEEPING:
+    memory.keep()
   jax.config.update('jax_enable_compilation_cache', False)
   with tempfile.TemporaryDirectory() as folder:
     kinds = peers if stage in peers.STAGES else stages

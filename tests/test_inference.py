@@ -1,164 +1,210 @@
-"""Windows of slices: the same values as whole slices, for a part of the work."""
+"""Statistics: by hand, against scipy, and what a bootstrap must do."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from covid3way.networks import inference
-from covid3way.networks.unet import UNet
-from covid3way.segmentation import windows
-from covid3way.segmentation.aggregators import plain
-from covid3way.segmentation.maps import probability_map
-from covid3way.segmentation.model import Model, ModelSpec
-from covid3way.training.views import NORMAL_AXIS
+from covid3way.base import ConfigError
+from covid3way.evaluation import inference
+
+NAN = float('nan')
 
 
-def lively(network, channels, seed=0):
-  """Variables whose every part counts: statistics, biases, a head that decides."""
-  shape = 1, network.stride, network.stride, channels
-  variables = network.init(jax.random.key(seed), jnp.zeros(shape), train=False)
-  rng = np.random.default_rng(seed)
-
-  def drawn(path, leaf):
-    name = jax.tree_util.keystr(path)
-    value = np.asarray(leaf, np.float32)
-    if 'var' in name or 'scale' in name:
-      return rng.uniform(0.5, 2, value.shape).astype(np.float32)
-    if 'mean' in name or 'bias' in name:
-      return rng.normal(0, 0.2, value.shape).astype(np.float32)
-    return value
-
-  return jax.tree_util.tree_map_with_path(drawn, variables)
+def clustered(rng, patients, scans, *, between, within, mean=0.0):
+  """Values and patients: scans of a patient share what sets it apart."""
+  own = rng.normal(mean, between, patients)
+  values = np.repeat(own, scans) + rng.normal(0, within, patients * scans)
+  return values, np.repeat(np.arange(patients), scans)
 
 
-def whole(network, variables, stacks):
-  logits = network.apply(variables, stacks, train=False)
-  return np.asarray(jax.nn.softmax(logits)[..., 1])
+def test_bootstrap_of_two_patients_by_hand():
+  # Cohorts drawn: both the one, both the other, or, half of the time, each once.
+  arguments = [0.0, 1.0], ['a', 'b']
+  assert inference.bootstrap_mean(*arguments, seed=0) == (0.5, 0, 1)
+  assert inference.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.5, 0.5, 0.5)
 
 
-def known_variables(network):
-  return lively(network, 2)
+def test_scans_of_a_patient_are_drawn_together():
+  # One patient with three scans of 1, one with one of 0: 0, 3/4 or 1 is all there is.
+  arguments = [1, 1, 1, 0], ['a', 'a', 'a', 'b']
+  assert inference.bootstrap_mean(*arguments, seed=0) == (0.75, 0, 1)
+  assert inference.bootstrap_mean(*arguments, seed=0, level=0.4) == (0.75, 0.75, 0.75)
 
 
-@pytest.fixture(scope='module', params=[(3, 4, 6), (4, 32, 40)], ids=['few', 'many'])
-def known(request):
-  """A network of three levels, what it finds in whole slices, and itself folded."""
-  network = UNet(request.param)
-  variables = known_variables(network)
-  stacks = np.random.default_rng(1).normal(size=(2, 96, 64, 2)).astype(np.float32)
-  return (
-    network,
-    stacks,
-    whole(network, variables, stacks),
-    inference.fold(network, variables),
+def test_interval_is_as_wide_as_theory_says():
+  values, patients = clustered(
+    np.random.default_rng(0), 400, 1, between=1, within=0, mean=3
   )
+  mean, low, high = inference.bootstrap_mean(values, patients, seed=1)
+  assert mean == pytest.approx(values.mean(), rel=1e-12)
+  reach = 1.96 * values.std() / np.sqrt(400)
+  assert (low, high) == pytest.approx((mean - reach, mean + reach), abs=0.05 * reach)
+
+
+@pytest.mark.parametrize('level', [0.95, 0.8])
+def test_interval_covers_the_truth_as_often_as_it_says(level):
+  rng = np.random.default_rng(2)
+  covered = 0
+  for seed in range(400):
+    values, patients = clustered(rng, 40, 3, between=1, within=0.5, mean=7)
+    _, low, high = inference.bootstrap_mean(
+      values, patients, seed=seed, draws=600, level=level
+    )
+    covered += low <= 7 <= high
+  # Three standard deviations of the count, and 2 % for the percentile method.
+  slack = 3 * np.sqrt(level * (1 - level) / 400) + 0.02
+  assert covered / 400 == pytest.approx(level, abs=slack)
+
+
+def test_scans_alike_widen_the_interval():
+  rng = np.random.default_rng(3)
+  values, patients = clustered(rng, 60, 4, between=3, within=1)
+
+  def width(patients):
+    _, low, high = inference.bootstrap_mean(values, patients, seed=0)
+    return high - low
+
+  # The design effect: 1 + (scans - 1) times their correlation, 9 / 10.
+  expected = np.sqrt(1 + 3 * 0.9)
+  assert width(patients) / width(range(240)) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_seed_alone_decides():
+  values, patients = clustered(np.random.default_rng(4), 12, 2, between=1, within=1)
+  first = inference.bootstrap_mean(values, patients, seed=5)
+  assert inference.bootstrap_mean(values, patients, seed=5) == first
+  assert inference.bootstrap_mean(values, patients, seed=6) != first
 
 
 @pytest.mark.parametrize(
-  ('start', 'size'),
-  [
-    ((0, 0), (96, 64)),
-    ((36, 24), (16, 8)),  # Far from all borders.
-    ((0, 0), (8, 8)),
-    ((88, 56), (8, 8)),
-    ((4, 52), (60, 12)),  # The margin is cut off on three sides.
-  ],
+  ('values', 'patients', 'mean'),
+  [([], [], NAN), ([1, 2], ['a', 'a'], 1.5), ([1, NAN], ['a', 'b'], 1)],
 )
-def test_a_window_has_the_values_of_the_whole_slice(known, start, size):
-  network, stacks, expected, folded = known
-  where = inference.boxes(start, size, stacks.shape[1:3], network.stride)
-  cut = tuple(slice(a, a + n) for a, n in zip(where.down, where.down_size, strict=True))
-  got = inference.probabilities(folded, stacks[:, *cut], where)
-  there = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-  assert got.shape == (2, *size) and np.ptp(expected[:, *there]) > 0.1
-  np.testing.assert_allclose(got, expected[:, *there], atol=3e-5)
+def test_fewer_than_two_patients(values, patients, mean):
+  found = inference.bootstrap_mean(values, patients, seed=0)
+  assert found == pytest.approx((mean, NAN, NAN), nan_ok=True)
+  found = inference.signed_rank(values, patients)
+  assert found == pytest.approx((NAN, NAN), nan_ok=True)
 
 
-def test_bfloat16_moves_no_probability_by_more_than_three_hundredths(known):
-  network, stacks, expected, _ = known
-  folded = inference.fold(network, known_variables(network), 'bfloat16')
-  where = inference.boxes((0, 0), (96, 64), (96, 64), network.stride)
-  got = inference.probabilities(folded, stacks, where)
-  apart = np.abs(np.asarray(got) - expected)
-  assert got.dtype == np.float32 and 1e-4 < apart.max() < 0.03
+def test_scans_of_which_nothing_is_known_are_left_out():
+  found = inference.bootstrap_mean([4, NAN, 6], ['a', 'b', 'c'], seed=0)
+  assert found == inference.bootstrap_mean([4, 6], ['a', 'c'], seed=0)
 
 
-def test_pixels_matter_as_far_as_the_margin_reaches_and_no_further():
-  """They have a gradient, where no ReLU hides it; as many levels as released."""
-  network = UNet((2, 2, 2, 2, 2))
-  variables = jax.tree.map(jnp.abs, lively(network, 1))
-  statistics = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-  variables |= {'batch_stats': jax.tree.map(lambda zero: zero + 1, statistics)}
-
-  def one(signal):
-    logits = network.apply(variables, signal[None, :, :, None], train=False)
-    return logits[0, 160:176, 160:176, 1].sum()
-
-  # Largest at the border, or a maximum would hide the outermost pixels.
-  away = jnp.abs(jnp.arange(336) - 167.5)
-  signal = 300 + jnp.maximum(away[:, None], away)
-  matters = np.flatnonzero(np.abs(jax.grad(one)(signal)).sum(axis=0))
-  assert inference.margin_pixels(network.stride) == 96
-  assert (160 - matters[0], matters[-1] - 175) == (94, 94)
+def test_signed_rank_by_hand():
+  # Of 2 ** 5 signs, two are as one-sided as this.
+  p, effect = inference.signed_rank([0.1, 0.2, 0.3, 0.4, 0.5], list('abcde'))
+  assert (p, effect) == (pytest.approx(2 / 32), 1)
+  # Ranks 3 and 1 up, 2 down.
+  assert inference.signed_rank([3, 1, -2], list('abc'))[1] == pytest.approx(1 / 3)
+  # Of a patient the mean counts: 2, not 4 and 0 or their sum; the other's is -3.
+  p, effect = inference.signed_rank([4, 0, -3], ['a', 'a', 'b'])
+  assert (p, effect) == (1, pytest.approx(-1 / 3))
 
 
-@pytest.mark.parametrize('sides', [(512, 512), (128, 192), (48, 32)])
-def test_windows_come_in_few_sizes_and_one_holds_everything(sides):
-  known = windows.sizes(sides, 16)
-  assert sides in known and len(known) <= 10
-  assert not np.mod(known, 16).any()
-  assert (np.array(known) > 0).all() and (np.array(known) <= sides).all()
-  costs = [windows._cost(size, sides, 16) for size in known]
-  assert costs == sorted(costs)
+@pytest.mark.parametrize('patients', [8, 70])
+def test_signed_rank_equals_scipy_on_means_of_patients(patients):
+  rng = np.random.default_rng(6)
+  values, names = clustered(rng, patients, 3, between=1, within=1, mean=0.3)
+  p, effect = inference.signed_rank(values, names)
+  means = values.reshape(patients, 3).mean(axis=1)
+  expected = stats.wilcoxon(means)
+  assert p == pytest.approx(expected.pvalue, rel=1e-6)
+  ranks = patients * (patients + 1) / 2
+  # Two-sided, scipy tells the smaller of the two rank sums.
+  assert abs(effect) == pytest.approx(1 - 2 * expected.statistic / ranks)
+  mirrored = inference.signed_rank(-values, names)
+  assert mirrored == pytest.approx((p, -effect))
 
 
-@pytest.mark.parametrize('axis', range(3))
-@pytest.mark.parametrize('batch_size', [1, 3])
-def test_windows_hold_all_of_the_lungs_once(axis, batch_size):
-  rng = np.random.default_rng(2)
-  lungs = np.zeros((64, 48, 80), np.uint8)
-  lungs[5:30, 10:30, 20:66] = rng.integers(0, 3, (25, 20, 46))
-  lungs[40:61, 3:33, 18:60] = 1
-  lungs[33, 47, 79] = 2  # A corner.
-  slices, held, seen = np.moveaxis(lungs, axis, 0), np.zeros_like(lungs), []
-  for indices, where in windows.over(lungs, axis, 8, batch_size):
-    assert len(indices) <= batch_size
-    seen += indices.tolist()
-    (top, left), (height, width) = where.window, where.window_size
-    assert not (np.array(where.window) % 8).any()
-    at = indices, slice(top, top + height), slice(left, left + width)
-    np.moveaxis(held, axis, 0)[at] = slices[at]
-  np.testing.assert_array_equal(held, lungs)
-  assert seen == sorted(set(seen))
+def test_patients_without_a_difference():
+  assert inference.signed_rank([0, 0, 0.1, -0.1], ['a', 'b', 'c', 'c']) == (1, 0)
+  some = inference.signed_rank([0.1, 0.2, 0, 0.3], list('abcd'))
+  assert some == inference.signed_rank([0.1, 0.2, 0.3], list('abd'))
 
 
-@pytest.fixture(scope='module')
-def lungs():
-  """Two, of other sizes and heights, far from each other."""
-  lungs = np.zeros((64, 48, 96), np.uint8)
-  lungs[10:22, 12:30, 20:50] = 1
-  lungs[34:50, 8:33, 24:61] = 2
-  return lungs
+def test_differences_equal_but_for_rounding_are_ties():
+  third_digit = [0.9 - 0.8, 0.1, 0.3 - 0.4, 0.2]
+  assert len({abs(value) for value in third_digit}) == 4
+  found = inference.signed_rank(third_digit, list('abcd'))
+  assert found == inference.signed_rank([1, 1, -1, 2], list('abcd'))
 
 
-@pytest.mark.parametrize('view', NORMAL_AXIS)
-def test_the_map_within_the_lungs_is_that_of_whole_slices(view, lungs, monkeypatch):
-  """Bit for bit, and what Flax computes of them, up to rounding."""
-  spec = ModelSpec('infection', lungs.shape, (-20.0, 0.0, 20.0), (4, 8, 8))
-  network, inside = spec.network_of(view), lungs > 0
-  variables = lively(network, 3)
-  model = Model(spec, {view: variables}, plain((view,)))
-  signal = np.random.default_rng(0).normal(size=lungs.shape).astype(np.float32)
-  got = probability_map(model, view, jnp.asarray(signal), lungs, batch_size=4)
-  assert np.ptp(got[inside]) > 50
-  computed = np.count_nonzero(got)
-  monkeypatch.setattr(windows, '_EIGHTHS', ((8, 8),))
-  of_whole = probability_map(model, view, jnp.asarray(signal), lungs, batch_size=4)
-  assert computed < 0.7 * np.count_nonzero(of_whole)
-  np.testing.assert_array_equal(got[inside], of_whole[inside])
-  axis, n = NORMAL_AXIS[view], lungs.shape[NORMAL_AXIS[view]]
-  slices, steps = np.moveaxis(signal, axis, 0), spec.offsets_voxels(view)
-  stacks = np.stack([slices[np.clip(np.arange(n) + s, 0, n - 1)] for s in steps], -1)
-  expected = np.moveaxis(whole(network, variables, stacks), 0, axis)
-  np.testing.assert_allclose(got[inside] / 255, expected[inside], atol=0.51 / 255)
+def test_holm_by_hand():
+  adjusted = inference.holm([0.01, 0.04, 0.03, 0.005])
+  # 4 x 0.005, 3 x 0.01, 2 x 0.03; and 0.04 no less than that.
+  assert adjusted == pytest.approx([0.03, 0.06, 0.06, 0.02])
+  assert inference.holm([0.5, NAN, 0.6]) == pytest.approx([1, NAN, 1], nan_ok=True)
+  assert inference.holm([0.02]) == [0.02]
+  assert inference.holm([]).size == 0
+
+
+def cohort():
+  """Values of three methods on 20 scans of 10 patients, and whose the scans are."""
+  rng = np.random.default_rng(7)
+  patients = {f's{i}': f'p{i // 2}' for i in range(20)}
+  ours = {scan: float(rng.uniform(0.7, 0.9)) for scan in patients}
+  values = {
+    'plain': {
+      scan: dice - float(rng.normal(0.03, 0.04)) for scan, dice in ours.items()
+    },
+    'ours': ours,
+    'worse': {scan: dice - float(rng.normal(0.1, 0.02)) for scan, dice in ours.items()},
+    'same': dict(ours),
+  }
+  return values, patients
+
+
+def test_compare():
+  values, patients = cohort()
+  rows = inference.compare(values, patients, reference='ours', seed=3)
+  assert [row['method'] for row in rows] == ['plain', 'worse', 'same']
+  assert {(row['n_scans'], row['n_patients']) for row in rows} == {(20, 10)}
+  for row in rows:
+    paired = [values['ours'][s] - values[row['method']][s] for s in patients]
+    names = list(patients.values())
+    interval = row['difference'], row['low'], row['high']
+    assert interval == inference.bootstrap_mean(paired, names, seed=3)
+    assert (row['p'], row['effect']) == inference.signed_rank(paired, names)
+  adjusted = inference.holm([row['p'] for row in rows])
+  assert [row['p_holm'] for row in rows] == adjusted.tolist()
+  plain, worse, same = rows
+  assert 0.08 < worse['low'] < worse['difference'] < worse['high'] < 0.12
+  # All ten patients on one side of 2 ** 10 equally likely signs, one test of three.
+  assert worse['p_holm'] == pytest.approx(3 * 2 / 1024)
+  assert worse['effect'] == 1
+  assert plain['p'] < plain['p_holm'] < 1
+  assert same == {
+    'method': 'same', 'n_scans': 20, 'n_patients': 10, 'difference': 0, 'low': 0,
+    'high': 0, 'p': 1, 'effect': 0, 'p_holm': 1,
+  }  # fmt: skip
+
+
+def test_compare_on_the_scans_that_both_have():
+  values, patients = cohort()
+  del values['plain']['s0'], values['plain']['s1']
+  values['worse']['s2'], values['ours']['s4'] = NAN, NAN
+  rows = inference.compare(values, patients, reference='ours', seed=0)
+  counts = [(row['n_scans'], row['n_patients']) for row in rows]
+  assert counts == [(17, 9), (18, 10), (19, 10)]
+  paired = [
+    values['ours'][s] - values['plain'][s] for s in values['plain'] if s != 's4'
+  ]
+  assert rows[0]['difference'] == pytest.approx(np.mean(paired))
+
+
+def test_compare_methods_without_a_common_scan():
+  values = {'ours': {'s0': 0.5}, 'other': {'s1': 0.4}}
+  (row,) = inference.compare(values, {}, reference='ours', seed=0)
+  assert (row.pop('method'), row.pop('n_scans'), row.pop('n_patients')) == (
+    'other',
+    0,
+    0,
+  )
+  assert len(row) == 6 and all(np.isnan(value) for value in row.values())
+
+
+def test_compare_with_an_unknown_method():
+  with pytest.raises(ConfigError, match=r'three_way.*only of plain, ours, worse, same'):
+    inference.compare(*cohort(), reference='three_way', seed=0)

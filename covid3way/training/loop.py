@@ -105,7 +105,7 @@ def train(
     rate = float(recipe.schedule(state.step - 1))
     now.is_(f'epoch {epoch}: validating')
     dice = validation_dice(evaluate, state.result, validation)
-    state = state.replace(sums=no_sums())
+    state = state.replace(sums=devices.placed(no_sums(), on_devices))
     at = {'epoch': epoch, 'step': int(state.step), 'learning_rate': rate}
     yield state, Epoch(**at, **means, validation_dice=dice), pace
     if stopped:

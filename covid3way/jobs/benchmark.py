@@ -100,19 +100,20 @@ def _machine(_: Mapping[str, Any]) -> dict[str, Any]:
   multiply = lambda: product(square, square).block_until_ready()  # noqa: E731
   return {
     'device': device.device_kind,
-    'copy_gb_per_s': _rounded(8e-9 * _COPIED / min(_seconds(copy, 5))),
-    'product_gflop_per_s': _rounded(2e-9 * _SIDE**3 / min(_seconds(multiply, 5))),
+    'copy_gb_per_s': throughput.rounded(8e-9 * _COPIED / min(_seconds(copy, 6))),
+    'product_gflop_per_s': throughput.rounded(
+      2e-9 * _SIDE**3 / min(_seconds(multiply, 6))
+    ),
   }
 
 
 def _seconds(work: Callable[[], Any], times: int) -> list[float]:
-  """Of each time but a first one."""
   found = []
-  for _ in range(1 + times):
+  for _ in range(times):
     start = time.monotonic()
     work()
     found.append(time.monotonic() - start)
-  return found[1:]
+  return found
 
 
 def _measure(
@@ -129,27 +130,18 @@ def _measure(
     start = time.monotonic()
     amount = work.run()
     cold = time.monotonic() - start
-    warm = statistics.median(_seconds_again(work, config.benchmark.repeats))
+    warm = statistics.median(_seconds(work.run, config.benchmark.repeats))
     device = jax.devices()[0]
     row = {
       'device': device.device_kind,
       'cold_s': round(cold, 2),
-      'warm_s': _rounded(warm),
+      'warm_s': throughput.rounded(warm),
       'peak_mib': round(peak_bytes(device) / 2**20, 1),
-      'rate': _rounded(amount / warm),
+      'rate': throughput.rounded(amount / warm),
       'rate_unit': work.unit,
       **_bound(amount * work.bytes_each, amount * work.operations_each, warm, limits),
     }
     return row | work.further(warm)
-
-
-def _seconds_again(work: stages.Work, times: int) -> list[float]:
-  found = []
-  for _ in range(times):
-    start = time.monotonic()
-    work.run()
-    found.append(time.monotonic() - start)
-  return found
 
 
 def _bound(
@@ -164,11 +156,7 @@ def _bound(
   by_product = operations / 1e9 / limits['product_gflop_per_s']
   least = max(by_copy, by_product)
   return {
-    'moved_gb': _rounded(moved / 1e9),
-    'gflop': _rounded(operations / 1e9),
-    'share_of_limit': _rounded(least / seconds) if least else None,
+    'moved_gb': throughput.rounded(moved / 1e9),
+    'gflop': throughput.rounded(operations / 1e9),
+    'share_of_limit': throughput.rounded(least / seconds) if least else None,
   }
-
-
-def _rounded(value: float) -> float:
-  return float(f'{value:.4g}')

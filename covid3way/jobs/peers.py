@@ -70,12 +70,9 @@ def _opencv(n: int, config: ConfigDict, folder: Path) -> Work:
 
 def _torch(n: int, config: ConfigDict, folder: Path) -> Work:
   del folder
-  torch = _imported('torch', 'torch')
-  torch.set_num_threads(os.cpu_count())
   size = config.prediction.batch_size
-  network = _unet(torch).eval().to(memory_format=torch.channels_last)
-  shape = size, _DEPTH, n, n
-  stacks = torch.randn(shape).to(memory_format=torch.channels_last)
+  torch, network, stacks = _released(n, size)
+  network.eval()
 
   def run() -> int:
     with torch.inference_mode():
@@ -89,13 +86,10 @@ def _torch(n: int, config: ConfigDict, folder: Path) -> Work:
 def _torch_train(n: int, config: ConfigDict, folder: Path) -> Work:
   """Steps of Adam on weighted cross-entropy, data in memory."""
   del folder
-  torch = _imported('torch', 'torch')
-  torch.set_num_threads(os.cpu_count())
   size = config.training.batch_size
-  network = _unet(torch).train().to(memory_format=torch.channels_last)
+  torch, network, stacks = _released(n, size)
   optimiser = torch.optim.Adam(network.parameters(), config.training.learning_rate)
   weights = torch.tensor(config.training.class_weights)
-  stacks = torch.randn(size, _DEPTH, n, n).to(memory_format=torch.channels_last)
   labels = torch.randint(0, 2, (size, n, n))
 
   def run() -> int:
@@ -110,6 +104,17 @@ def _torch_train(n: int, config: ConfigDict, folder: Path) -> Work:
     return _STEPS * size
 
   return Work(run, 'slices/s')
+
+
+def _released(n: int, size: int) -> tuple[ModuleType, Any, Any]:
+  """PyTorch, the released U-Net to be trained, and a batch of stacks."""
+  torch = _imported('torch', 'torch')
+  torch.set_num_threads(os.cpu_count())
+  stacks = torch.randn(size, _DEPTH, n, n)
+  network, stacks = (
+    each.to(memory_format=torch.channels_last) for each in (_unet(torch), stacks)
+  )
+  return torch, network, stacks
 
 
 def _unet(torch: ModuleType) -> Any:

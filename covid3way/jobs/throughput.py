@@ -101,11 +101,11 @@ def measure(
     together = _train(Path(folder), settings, _batches(Path(folder), settings), devices)
   return {
     'device': devices[0].device_kind,
-    'loader_per_s': _rounded(loader),
-    'devices_per_s': _rounded(alone),
-    'together_per_s': _rounded(together),
-    'share': _rounded(together / min(loader, alone)),
-    'share_of_limit': _rounded(alone * _operations(settings, side) / 1e9 / peak),
+    'loader_per_s': rounded(loader),
+    'devices_per_s': rounded(alone),
+    'together_per_s': rounded(together),
+    'share': rounded(together / min(loader, alone)),
+    'share_of_limit': rounded(alone * _operations(settings, side) / 1e9 / peak),
   }
 
 
@@ -117,7 +117,8 @@ def _operations(settings: ConfigDict, side: int) -> float:
   return 3 * inference.operations(features, channels, whole)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+  """To four digits."""
   return float(f'{value:.4g}')
 
 

@@ -19,13 +19,7 @@ from covid3way.jobs.batch import claim, named
 from covid3way.jobs.cohort import Cohort, check_numbers, open_cohort
 from covid3way.jobs.feed import made, reader, validation
 from covid3way.jobs.usage import WHOLE_JOB, Shard, required
-from covid3way.training import (
-  checkpoints,
-  devices,
-  loop,
-  optimisers,
-  preemption,
-)
+from covid3way.training import checkpoints, devices, loop, optimisers, preemption
 from covid3way.training.distort import Distortion
 from covid3way.training.step import Recipe, TrainState, fresh_variables, init_state
 

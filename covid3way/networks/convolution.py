@@ -25,7 +25,7 @@ from flax import struct
 from jax import lax
 
 _EDGE = 4  # Pixels of a Winograd tile that are computed, of 6 x 6 that are read.
-KERNEL = np.array(
+_KERNEL = np.array(
   [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -36,7 +36,7 @@ KERNEL = np.array(
   ],
   np.float32,
 )
-INPUT = (
+_INPUT = (
   (4, 0, -5, 0, 1, 0),
   (0, -4, -4, 1, 1, 0),
   (0, 4, -4, -1, 1, 0),
@@ -44,16 +44,14 @@ INPUT = (
   (0, 2, -1, -2, 1, 0),
   (0, 4, 0, -5, 0, 1),
 )
-OUTPUT = (
+_OUTPUT = (
   (1, 1, 1, 1, 1, 0),
   (0, 1, -1, 2, -2, 0),
   (0, 1, 1, 4, 4, 0),
   (0, 1, -1, 8, -8, 1),
 )
-_POINTS = len(INPUT)
-_STRIP_VALUES = (
-  2**20
-)  # What a strip is transformed into, so that it stays in the cache.
+_POINTS = len(_INPUT)
+_STRIP_VALUES = 2**20  # That a strip is transformed into: they stay in the cache.
 
 
 @struct.dataclass
@@ -76,7 +74,7 @@ def prepare(kernel: jax.Array) -> Kernel:
   if jax.default_backend() != 'cpu':
     return Kernel(kernel, 1)
   if min(c, width) >= 32 and kernel.dtype == jnp.float32:
-    points = jnp.einsum('ai,bj,ijco->baco', KERNEL, KERNEL, kernel)
+    points = jnp.einsum('ai,bj,ijco->baco', _KERNEL, _KERNEL, kernel)
     return Kernel(points.reshape(_POINTS**2, c, width), 0)
   columns = 4 if c < 16 else 2 if width <= 16 and c <= 16 else 1
   shifted = [
@@ -116,14 +114,14 @@ def _winograd(x: jax.Array, values: jax.Array) -> jax.Array:
   def add(strip, y):
     part = lax.dynamic_slice_in_dim(x, strip * rows, rows + 2, axis=1)
     # Barriers: else each of 36 sums is compiled, and computed, from scratch.
-    part = lax.optimization_barrier(_transformed(INPUT, _spread(part, 1), 0))
-    part = _transformed(INPUT, _spread(part, 3), 0)
+    part = lax.optimization_barrier(_transformed(_INPUT, _spread(part, 1), 0))
+    part = _transformed(_INPUT, _spread(part, 3), 0)
     part = lax.dot_general(
       part.reshape(_POINTS**2, -1, c), values, (((2,), (1,)), ((0,), (0,)))
     )
     part = part.reshape(_POINTS, _POINTS, b, -1, across, width)
-    part = lax.optimization_barrier(_transformed(OUTPUT, part, 4))
-    part = _transformed(OUTPUT, part, 2).reshape(b, rows, -1, width)
+    part = lax.optimization_barrier(_transformed(_OUTPUT, part, 4))
+    part = _transformed(_OUTPUT, part, 2).reshape(b, rows, -1, width)
     return lax.dynamic_update_slice_in_dim(y, part, strip * rows, axis=1)
 
   y = jnp.zeros((b, strips * rows, across * _EDGE, width), x.dtype)

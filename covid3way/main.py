@@ -117,8 +117,8 @@ def _keep_compiled() -> None:
   Processors of a cluster may share that folder, and not each other's code.
   """
   cpu = pathlib.Path('/proc/cpuinfo')
-  flags = re.search(r'flags\s*:.*', cpu.read_text()) if cpu.exists() else None
-  kind = f'{platform.machine()} {flags and flags[0]}'.encode()
+  can = re.search(r'flags\s*:.*', cpu.read_text()) if cpu.exists() else None
+  kind = f'{platform.machine()} {can and can[0]}'.encode()
   name = f'jax-{hashlib.sha256(kind).hexdigest()[:8]}'
   with contextlib.suppress(OSError, RuntimeError):  # Else nothing is kept.
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'

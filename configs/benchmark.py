@@ -20,8 +20,9 @@
 
 Cases are voxels a side of the standard space. The scan is `--config.input`, else a
 plain chest of as many voxels a side. A case of the simulator also has the infected
-share of the lung in percent (3 when it is not given), one of a training precision and
-number of devices, which on a CPU are virtual: for eight accelerators
+share of the lung in percent (3 when it is not given), one of PyTorch the slices of a
+batch, one of a training precision and number of devices, which on a CPU are virtual:
+for eight accelerators
 
   --config.training.batch_size=512 \
   --config.benchmark.cases='(("train", "512-bfloat16-1"), ("train", "512-bfloat16-8"))'
@@ -63,7 +64,7 @@ _PEERS = (
   ('cast', '512'),
   ('opencv', '512'),
   ('networks', '512'),
-  ('torch', '512'),
+  *(('torch', f'512-{batch}') for batch in (1, 4, 8)),
   ('train', '128-float32-1'),
   ('torch_train', '128'),
 )

@@ -37,13 +37,21 @@ def _imported(name: str, package: str) -> ModuleType:
 def make(stage: str, case: str, config: ConfigDict, folder: Path) -> Work:
   """A stage, as `stages.make` makes those of this project.
 
+  Args:
+    stage: a key of `STAGES`.
+    case: pixels a side, and the slices of a batch, as '512-8'; without them as many as
+      `batch_size` of `config.prediction` or `config.training`.
+    config: of the benchmark.
+    folder: to write to.
+
   Raises:
     ConfigError: the tool is not installed.
   """
-  return STAGES[stage](int(case.partition('-')[0]), config, folder)
+  side, _, size = case.partition('-')
+  return STAGES[stage](int(side), int(size or 0), config, folder)
 
 
-def _opencv(n: int, config: ConfigDict, folder: Path) -> Work:
+def _opencv(n: int, _: int, config: ConfigDict, folder: Path) -> Work:
   """A scan on its own grid -> n^3 voxels of the standard space, axis by axis."""
   cv2 = _imported('cv2', 'opencv-python-headless')
   scan = Given(n, config, folder).scan
@@ -68,9 +76,9 @@ def _opencv(n: int, config: ConfigDict, folder: Path) -> Work:
   return Work(run, 'scans/s')
 
 
-def _torch(n: int, config: ConfigDict, folder: Path) -> Work:
+def _torch(n: int, size: int, config: ConfigDict, folder: Path) -> Work:
   del folder
-  size = config.prediction.batch_size
+  size = size or config.prediction.batch_size
   torch, network, stacks = _released(n, size)
   network.eval()
 
@@ -83,10 +91,10 @@ def _torch(n: int, config: ConfigDict, folder: Path) -> Work:
   return Work(run, 'slices/s')
 
 
-def _torch_train(n: int, config: ConfigDict, folder: Path) -> Work:
+def _torch_train(n: int, size: int, config: ConfigDict, folder: Path) -> Work:
   """Steps of Adam on weighted cross-entropy, data in memory."""
   del folder
-  size = config.training.batch_size
+  size = size or config.training.batch_size
   torch, network, stacks = _released(n, size)
   optimiser = torch.optim.Adam(network.parameters(), config.training.learning_rate)
   weights = torch.tensor(config.training.class_weights)

@@ -106,4 +106,6 @@ def get_config(variant: str = 'all'):
   else:
     config.training.update(batch_size=8, open_slabs=8)
     config.benchmark.steps = 10
+  if variant == 'peers':  # PyTorch's stacks are not distorted.
+    config.training.distortion.update(flips=False, rotation_degrees=0.0)
   return config

@@ -18,14 +18,19 @@ products; in float32 its results differ from the plain sum's by about 1e-5 of th
 range. Elsewhere than on a CPU the plain convolution of the device's library is used.
 """
 
+from collections.abc import Iterable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
 
-_EDGE = 4  # Pixels of a Winograd tile that are computed, of 6 x 6 that are read.
-_KERNEL = np.array(
+# A Winograd tile: pixels along a side that are computed, and the matrices from pixels
+# of the kernel and of the input to the points of a product, and from these to pixels of
+# the result.
+EDGE = 4
+KERNEL = np.array(
   [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
@@ -36,7 +41,7 @@ _KERNEL = np.array(
   ],
   np.float32,
 )
-_INPUT = (
+INPUT = (
   (4, 0, -5, 0, 1, 0),
   (0, -4, -4, 1, 1, 0),
   (0, 4, -4, -1, 1, 0),
@@ -44,13 +49,13 @@ _INPUT = (
   (0, 2, -1, -2, 1, 0),
   (0, 4, 0, -5, 0, 1),
 )
-_OUTPUT = (
+OUTPUT = (
   (1, 1, 1, 1, 1, 0),
   (0, 1, -1, 2, -2, 0),
   (0, 1, 1, 4, 4, 0),
   (0, 1, -1, 8, -8, 1),
 )
-_POINTS = len(_INPUT)
+POINTS = len(INPUT)
 _STRIP_VALUES = 2**20  # That a strip is transformed into: they stay in the cache.
 
 
@@ -74,8 +79,8 @@ def prepare(kernel: jax.Array) -> Kernel:
   if jax.default_backend() != 'cpu':
     return Kernel(kernel, 1)
   if min(c, width) >= 32 and kernel.dtype == jnp.float32:
-    points = jnp.einsum('ai,bj,ijco->baco', _KERNEL, _KERNEL, kernel)
-    return Kernel(points.reshape(_POINTS**2, c, width), 0)
+    points = jnp.einsum('ai,bj,ijco->baco', KERNEL, KERNEL, kernel)
+    return Kernel(points.reshape(POINTS**2, c, width), 0)
   columns = 4 if c < 16 else 2 if width <= 16 and c <= 16 else 1
   shifted = [
     jnp.pad(kernel, ((0, 0), (column, columns - 1 - column), (0, 0), (0, 0)))
@@ -84,8 +89,14 @@ def prepare(kernel: jax.Array) -> Kernel:
   return Kernel(jnp.concatenate(shifted, axis=-1), columns)
 
 
-def convolve(x: jax.Array, kernel: Kernel) -> jax.Array:
-  """(b, h, w, c) -> (b, h, w, width); zeros lie around."""
+def convolve(x: jax.Array, kernel: Kernel, *, alone: bool = False) -> jax.Array:
+  """(b, h, w, c) -> (b, h, w, width); zeros lie around.
+
+  Args:
+    x: planes.
+    kernel: prepared.
+    alone: no other one runs beside it, so that it is to use all cores.
+  """
   if not kernel.columns:
     return _winograd(x, kernel.values)
   b, h, w, _ = x.shape
@@ -94,49 +105,50 @@ def convolve(x: jax.Array, kernel: Kernel) -> jax.Array:
     x,
     kernel.values,
     (1, columns),
-    ((1, 1), (1, 1 + beyond)),
+    # XLA has a library for one core; that takes none with more rows than its input.
+    ((1, 1 + alone), (1, 1 + beyond)),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
-  return y.reshape(b, h, w + beyond, -1)[:, :, :w]
+  return y[:, :h].reshape(b, h, w + beyond, -1)[:, :, :w]
 
 
 def _winograd(x: jax.Array, values: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   width = values.shape[-1]
-  down, across = -(-h // _EDGE), -(-w // _EDGE)  # Tiles.
-  at_once = _STRIP_VALUES // (b * across * _POINTS**2 * c)
+  down, across = -(-h // EDGE), -(-w // EDGE)  # Tiles.
+  at_once = _STRIP_VALUES // (b * across * POINTS**2 * c)
   strips = -(-down // max(at_once, 1))
-  rows = -(-down // strips) * _EDGE  # Pixels of a strip.
+  rows = -(-down // strips) * EDGE  # Pixels of a strip.
   x = jnp.pad(
-    x, ((0, 0), (1, 1 + strips * rows - h), (1, 1 + across * _EDGE - w), (0, 0))
+    x, ((0, 0), (1, 1 + strips * rows - h), (1, 1 + across * EDGE - w), (0, 0))
   )
 
   def add(strip, y):
     part = lax.dynamic_slice_in_dim(x, strip * rows, rows + 2, axis=1)
     # Barriers: else each of 36 sums is compiled, and computed, from scratch.
-    part = lax.optimization_barrier(_transformed(_INPUT, _spread(part, 1), 0))
-    part = _transformed(_INPUT, _spread(part, 3), 0)
+    part = lax.optimization_barrier(transformed(INPUT, spread(part, 1, POINTS), 0))
+    part = transformed(INPUT, spread(part, 3, POINTS), 0)
     part = lax.dot_general(
-      part.reshape(_POINTS**2, -1, c), values, (((2,), (1,)), ((0,), (0,)))
+      part.reshape(POINTS**2, -1, c), values, (((2,), (1,)), ((0,), (0,)))
     )
-    part = part.reshape(_POINTS, _POINTS, b, -1, across, width)
-    part = lax.optimization_barrier(_transformed(_OUTPUT, part, 4))
-    part = _transformed(_OUTPUT, part, 2).reshape(b, rows, -1, width)
+    part = part.reshape(POINTS, POINTS, b, -1, across, width)
+    part = lax.optimization_barrier(transformed(OUTPUT, part, 4))
+    part = transformed(OUTPUT, part, 2).reshape(b, rows, -1, width)
     return lax.dynamic_update_slice_in_dim(y, part, strip * rows, axis=1)
 
-  y = jnp.zeros((b, strips * rows, across * _EDGE, width), x.dtype)
+  y = jnp.zeros((b, strips * rows, across * EDGE, width), x.dtype)
   y = lax.fori_loop(0, strips, add, y) if strips > 1 else add(0, y)
   return y[:, :h, :w]
 
 
-def _spread(x: jax.Array, axis: int) -> list[jax.Array]:
-  """The 6 pixels of each tile along an axis, tile by tile."""
-  last = x.shape[axis] - _POINTS + 1
-  return [lax.slice_in_dim(x, i, i + last, _EDGE, axis) for i in range(_POINTS)]
+def spread(x: jax.Array, axis: int, n: int) -> list[jax.Array]:
+  """The n pixels of each tile along an axis, tile by tile."""
+  last = x.shape[axis] - n + 1
+  return [lax.slice_in_dim(x, i, i + last, EDGE, axis) for i in range(n)]
 
 
-def _transformed(matrix, parts, axis: int) -> jax.Array:
-  """The products of a small matrix with parts, stacked along a new axis."""
+def products(matrix: Iterable, parts: Sequence[jax.Array]) -> list[jax.Array]:
+  """The products of a small matrix with parts."""
   results = []
   for row in matrix:
     terms = [
@@ -145,4 +157,9 @@ def _transformed(matrix, parts, axis: int) -> jax.Array:
       if factor
     ]
     results.append(sum(terms[1:], terms[0]))
-  return jnp.stack(results, axis)
+  return results
+
+
+def transformed(matrix: Iterable, parts: Sequence[jax.Array], axis: int) -> jax.Array:
+  """The products of a small matrix with parts, stacked along a new axis."""
+  return jnp.stack(products(matrix, parts), axis)

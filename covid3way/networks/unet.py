@@ -6,6 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from covid3way.networks import trained
 
 
 class UNet(nn.Module):
@@ -55,7 +58,13 @@ class UNet(nn.Module):
 
   def _double_conv(self, x: jax.Array, width: int, train: bool) -> jax.Array:
     for _ in range(2):
-      x = nn.Conv(width, (3, 3), use_bias=False, dtype=self.dtype)(x)
+      x = nn.Conv(
+        width,
+        (3, 3),
+        use_bias=False,
+        dtype=self.dtype,
+        conv_general_dilated=trained.convolved,
+      )(x)
       # Flax counts `momentum` from the other side: 0.9 here is 0.1 in the release.
       x = nn.BatchNorm(
         use_running_average=not train,
@@ -85,6 +94,9 @@ class _Doubled(nn.Module):
     kernel = self.param('kernel', init, (x.shape[-1], 2, 2, self.width))
     bias = self.param('bias', nn.initializers.zeros, (self.width,))
     kernel, bias = (p.astype(self.dtype) for p in (kernel, bias))
-    b, h, w, _ = x.shape
-    x = jnp.einsum('bhwc,cijf->bhiwjf', x, kernel)
-    return x.reshape(b, 2 * h, 2 * w, self.width) + bias
+    b, h, w, c = x.shape
+    # One product, in an array of its own: else its axes are ordered for what follows,
+    # and it is slow.
+    x = x.reshape(-1, c) @ kernel.reshape(c, -1)
+    x = lax.optimization_barrier(x).reshape(b, h, w, 2, -1)
+    return jnp.swapaxes(x, 2, 3).reshape(b, 2 * h, 2 * w, self.width) + bias

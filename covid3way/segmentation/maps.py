@@ -104,8 +104,17 @@ def _of_slices(
     (top, left), (height, width) = where.window, where.window_size
     slices[indices, top : top + height, left : left + width] = found[: len(indices)]
 
+  def compile_for(where: inference.Boxes) -> None:
+    stacks = jnp.zeros((batch_size, *slices.shape[1:], len(offsets)), signal.dtype)
+    predict_window.lower(network, stacks, where).compile()
+
   batches = list(windows.over(lungs, axis, unet.stride, batch_size))
-  with ThreadPoolExecutor(at_a_time) as workers:
+  first = {}  # Of each size.
+  for _, where in batches:
+    first.setdefault(where.window_size, where)
+  with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(at_a_time) as workers:
+    # Half a second of Python for each size, even of code that was kept.
+    ahead.map(compile_for, first.values())
     work = [workers.submit(predict, batch) for batch in batches]
     for done in progress.track(work, what=f'view {part}'):
       done.result()

@@ -388,3 +388,12 @@ def test_source_slices_are_those_that_were_read(tmp_path):
   assert {frame for _, frame in found} == {0}
   assert found[0][0].PatientName == 'Doe^Jane'
   assert 'PixelData' not in found[0][0]
+
+
+@pytest.mark.parametrize('axes', [(0, 1, 2), (2, 0, 1)])
+def test_slices_first_is_the_order_of_a_file(axes):
+  volume = np.arange(70 * 33 * 5, dtype=np.float32).reshape(70, 33, 5).transpose(axes)
+  turned = straighten.slices_first(volume[::-1], np.uint16)
+  assert turned.dtype == np.uint16 and turned.flags.c_contiguous
+  expected = volume[::-1].astype(np.uint16).tobytes(order='F')
+  assert turned.tobytes() == expected

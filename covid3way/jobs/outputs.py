@@ -154,20 +154,20 @@ def write(folder: Path, row: ManifestRow, found: Finding, export: ConfigDict) ->
         )
         for name, part, dtype in volumes
       ]
+      percent = report['infected_percent']
+      figures.overview(
+        aside / 'overview.png',
+        scan,
+        found.infection,
+        found.lungs,
+        found.window,
+        f'{row.scan_id}: {percent:.2f} % of the lung infected',
+      )
+      scan_report.write_page(aside / 'report.html', report, aside / 'overview.png')
+      if export.dicom:
+        _write_dicom(aside, row, found, report, export)
       for each in written:
         each.result()
-    percent = report['infected_percent']
-    figures.overview(
-      aside / 'overview.png',
-      scan,
-      found.infection,
-      found.lungs,
-      found.window,
-      f'{row.scan_id}: {percent:.2f} % of the lung infected',
-    )
-    scan_report.write_page(aside / 'report.html', report, aside / 'overview.png')
-    if export.dicom:
-      _write_dicom(aside, row, found, report, export)
     # By which the mask is known as the one that all this is about.
     report['infection_sha256'] = sha256(aside / 'infection.nii.gz')
     write_json(aside / REPORT, sealed(report))

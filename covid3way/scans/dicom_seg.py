@@ -7,7 +7,6 @@ put in here, one by one.
 
 import copy
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -67,22 +66,19 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Segment:
-  """A volume as stored, (columns, rows, slices): all of it, or a label's voxels."""
+  """A volume as stored, (slices, rows, columns): all of it, or a label's voxels."""
 
   volume: np.ndarray
   label: int | None = None
 
   def filled(self) -> np.ndarray:
     """(slices,) bool: those that hold a voxel."""
-    planes = (self._of(plane).any(axis=0) for plane in self.volume)
-    return functools.reduce(np.logical_or, planes)
+    return np.array([self.frame(k).any() for k in range(len(self.volume))])
 
   def frame(self, k: int) -> np.ndarray:
     """(rows, columns) of a slice."""
-    return np.ascontiguousarray(self._of(self.volume[:, :, k]).T)
-
-  def _of(self, values: np.ndarray) -> np.ndarray:
-    return values if self.label is None else values == self.label
+    plane = self.volume[k]
+    return plane if self.label is None else plane == self.label
 
 
 def write_seg(
@@ -186,7 +182,8 @@ def write_probability(
 
 
 def _stored(volume: np.ndarray, grid: Grid, *, labels: bool) -> np.ndarray:
-  return straighten.to_acquired(grid.to_native(volume), grid, labels=labels)
+  stored = straighten.to_acquired(grid.to_native(volume), grid, labels=labels)
+  return straighten.slices_first(stored, stored.dtype)
 
 
 def _levels(part: Callable[[Part], np.ndarray], grid: Grid) -> np.ndarray:

@@ -161,7 +161,7 @@ def write_slabs(
   with whole(path) as aside, ImageOpener(aside, 'wb') as stream:
     header.write_to(stream)
     for slab in slabs:
-      stream.write(np.asarray(slab, dtype).tobytes(order='F'))
+      stream.write(straighten.slices_first(slab, dtype).tobytes())
 
 
 def _stored_slab(

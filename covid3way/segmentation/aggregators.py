@@ -85,8 +85,10 @@ def apply(
   ordered = [maps[view] for view in aggregator.weights]
   mask = np.zeros(region.shape, bool)
   for x in np.flatnonzero(region.any(axis=(1, 2))):
-    found = score(aggregator.kind, aggregator.weights, [each[x] for each in ordered])
-    mask[x] = (found > aggregator.cut) & (region[x] != 0)
+    inside = np.flatnonzero(region[x])
+    levels = [each[x].take(inside) for each in ordered]
+    found = score(aggregator.kind, aggregator.weights, levels)
+    mask[x].put(inside, found > aggregator.cut)
   return mask
 
 

@@ -25,29 +25,21 @@ _MOST_AT_A_TIME = 8
 _CPU_PIXELS = 2**17  # Of a batch on a CPU: more do not stay in its cache.
 
 
-@functools.partial(jax.jit, static_argnames='axis')
+@jax.jit
 def predict_window(
-  network: inference.Folded,
-  signal: jax.Array,
-  indices: jax.Array,
-  where: inference.Boxes,
-  *,
-  axis: int,
+  network: inference.Folded, stacks: jax.Array, where: inference.Boxes
 ) -> jax.Array:
-  """Signal (x, y, z) and slices (b, d) of each stack -> uint8 (b, *window).
+  """Whole slice stacks (b, h, w, d) -> uint8 (b, *window).
 
   One compilation serves all slices, views and scans with windows of that size.
   """
-
-  def cut(index: jax.Array) -> jax.Array:
-    start, size = (list(each) for each in (where.down, where.down_size))
-    start.insert(axis, index)
-    size.insert(axis, 1)
-    return lax.dynamic_slice(signal, start, size).squeeze(axis)
-
-  stacks = jnp.stack([jnp.stack([cut(i) for i in row], axis=-1) for row in indices])
-  found = inference.probabilities(network, stacks, where)
+  sizes = len(stacks), *where.down_size, stacks.shape[-1]
+  seen = lax.dynamic_slice(stacks, (0, *where.down, 0), sizes)
+  found = inference.probabilities(network, seen, where)
   return jnp.round(found * LEVELS).astype(jnp.uint8)
+
+
+_gather = jax.jit(views.gather, static_argnames='view')
 
 
 @functools.partial(jax.jit, static_argnames='network')
@@ -92,7 +84,8 @@ def probability_map(
 def _of_slices(
   model: Model, part: str, signal, lungs, batch_size: int, precision: str
 ) -> np.ndarray:
-  axis = views.NORMAL_AXIS[model.spec.about.parts[part].view]
+  view = model.spec.about.parts[part].view
+  axis = views.NORMAL_AXIS[view]
   network, unet = _folded(model, part, precision), model.spec.network_of(part)
   offsets, n = model.spec.offsets_voxels(part), lungs.shape[axis]
   at_a_time = 2
@@ -106,13 +99,22 @@ def _of_slices(
     indices, where = batch
     # The last batch is filled up with its last slice: one shape, one compilation.
     full = np.pad(indices, (0, batch_size - len(indices)), mode='edge')
-    stacks = views.stack_indices(full, offsets, n)
-    found = np.asarray(predict_window(network, signal, stacks, where, axis=axis))
+    stacks = _gather(signal, views.stack_indices(full, offsets, n), view=view)
+    found = np.asarray(predict_window(network, stacks, where))
     (top, left), (height, width) = where.window, where.window_size
     slices[indices, top : top + height, left : left + width] = found[: len(indices)]
 
+  def compile_for(where: inference.Boxes) -> None:
+    stacks = jnp.zeros((batch_size, *slices.shape[1:], len(offsets)), signal.dtype)
+    predict_window.lower(network, stacks, where).compile()
+
   batches = list(windows.over(lungs, axis, unet.stride, batch_size))
-  with ThreadPoolExecutor(at_a_time) as workers:
+  first = {}  # Of each size.
+  for _, where in batches:
+    first.setdefault(where.window_size, where)
+  with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(at_a_time) as workers:
+    # Half a second of Python for each size, even of code that was kept.
+    ahead.map(compile_for, first.values())
     work = [workers.submit(predict, batch) for batch in batches]
     for done in progress.track(work, what=f'view {part}'):
       done.result()

@@ -228,4 +228,4 @@ def _read_weights(folder: Path, view: str, sha256: str, template: Any) -> Any:
   same = jax.tree.map(lambda a, b: a.shape == b.shape, variables, template)
   if not jax.tree.all(same):
     raise ModelError(str(path), 'weights of another network', _REMEDY)
-  return jax.tree.map(jnp.asarray, variables)
+  return jax.device_put(variables)  # `jnp.asarray` compiles something for each shape.

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import ndimage
 
 from covid3way.segmentation import aggregators
 from covid3way.segmentation.aggregators import LEVELS, Aggregator
@@ -23,12 +22,10 @@ def aggregate(
     probability: (x, y, z) float16, mean of the maps, in [0, 1]; 0 outside the lungs.
     mask: (x, y, z) bool.
   """
-  probability, mask = np.zeros(lungs.shape, np.float16), np.zeros(lungs.shape, bool)
-  (box,) = ndimage.find_objects((lungs > 0).view(np.uint8)) or [(slice(0),) * 3]
-  maps, inside = {view: each[box] for view, each in maps.items()}, lungs[box] > 0
-  planes = zip(probability[box], inside, *maps.values(), strict=True)
-  for plane, within, *levels in planes:  # Which stay in the cache.
-    total = sum(each.astype(np.uint16) for each in levels) * within
-    plane[...] = total / np.float32(len(maps) * LEVELS)
-  mask[box] = aggregators.apply(aggregator, maps, inside)
-  return probability, mask
+  probability, most = np.zeros(lungs.shape, np.float16), len(maps) * LEVELS
+  mean = (np.arange(most + 1, dtype=np.float32) / most).astype(np.float16)
+  for x in np.flatnonzero(lungs.any(axis=(1, 2))):
+    inside = np.flatnonzero(lungs[x])
+    total = sum(each[x].take(inside).astype(np.uint16) for each in maps.values())
+    probability[x].put(inside, mean.take(total))
+  return probability, aggregators.apply(aggregator, maps, lungs)

@@ -130,7 +130,7 @@ def get_config() -> ConfigDict:
   # Further, random starts, only while nothing found beats both trivial predictors.
   config.fit.restarts = 1
   # A phase ends when so many iterations together improve it by less than this.
-  config.fit.patience = 10
+  config.fit.patience = 3
   config.fit.tolerance = 1e-2
   config.fit.seed = 0  # Of the random starts.
 

@@ -285,6 +285,19 @@ def test_gradients_equal_finite_differences():
   np.testing.assert_allclose(slopes, reference, rtol=1e-3)
 
 
+def test_slope_along_one_parameter_and_the_counts():
+  """Over more than a day, and not a whole number of days."""
+
+  def evolve(by):
+    w, counts = Parameters(growth=0.004 + 0.001 * by), SPREAD_OUT + by * at(-0.05)
+    return population.evolve(w, counts, 130)
+
+  with jax.enable_x64(True):
+    _, slope = jax.jvp(evolve, (0.0,), (1.0,))
+    before, after = (np.asarray(evolve(by)) for by in (-1e-3, 1e-3))
+  np.testing.assert_allclose(slope, (after - before) / 2e-3, rtol=1e-4, atol=1e-6)
+
+
 # --- Fig. 3
 
 

@@ -1,9 +1,10 @@
 """The fit of W: min over W of L(W), Eq. (3), between two observed histograms.
 
-Two phases of L-BFGS. Eq. (3) alone is a poor guide from afar: while the peaks do not
-overlap it hardly depends on where they are, and it falls to the integral of F^2 when
-the infection dies out altogether. So the first phase compares how many voxels there are
-and where the cumulative histograms run, and only the second follows Eq. (3).
+Two phases of Levenberg-Marquardt. Eq. (3) alone is a poor guide from afar: while the
+peaks do not overlap it hardly depends on where they are, and it falls to the integral
+of F^2 when the infection dies out altogether. So the first phase compares how many
+voxels there are and where the cumulative histograms run, and only the second follows
+Eq. (3).
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from covid3way import base
 from covid3way.simulator import parameters, population
@@ -31,8 +31,11 @@ _LEAST_AT_START = LEAST_VOXELS // 20
 _GOOD = 1e-5
 _SIGNAL_SCALE = 0.02  # A shift of the histogram by this much counts like e-fold volume.
 _SPREAD = 0.5  # Of random starts, in unconstrained units.
-_HALVINGS = 16
-_RULE = optax.chain(optax.scale_by_lbfgs(), optax.clip_by_global_norm(1.0))
+# Damping to begin with, over the square of the greatest singular value; what a step
+# that fails multiplies it by, and one that descends.
+_DAMPING, _MORE, _LESS = 1e-3, 4.0, 0.1
+_LONGEST = 1.5  # A step beyond which slopes are not believed, in unconstrained units.
+_TRIALS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,7 @@ class FitSettings:
 
   iterations: int = 100
   restarts: int = 1
-  patience: int = 10
+  patience: int = 3
   tolerance: float = 1e-2
   seed: int = 0
 
@@ -117,15 +120,12 @@ def fit(
   trivial = before, before * (after.sum() / before.sum())
   trivial_losses = [float(population.loss(p, after)) for p in trivial]
   enough = min(float(population.relative_loss(p, after)) for p in trivial)
-  longest = population.longest_for(transitions)
-  pair = jnp.asarray(before), jnp.asarray(after)
-  objective = functools.partial(
-    _objective, *pair, transitions, law=law, longest=longest
-  )
+  pair = jnp.asarray(before), jnp.asarray(after), transitions
+  functions = [functools.partial(f, *pair, law=law) for f in (_residuals, _slopes)]
   found, iteration = [], 0
   for start in _starts(law, settings):
     path = []
-    for free, value in _search(objective, start, settings):
+    for free, value in _search(*functions, start, settings):
       path.append((free, value))
       if report is not None:
         report(iteration, value)
@@ -162,71 +162,67 @@ def _checked(counts: np.ndarray, least: int, subject: str) -> np.ndarray:
   return counts
 
 
-def _starts(law: Law, settings: FitSettings) -> Iterator[jax.Array]:
+def _starts(law: Law, settings: FitSettings) -> Iterator[np.ndarray]:
   """The law's defaults, then random W around them; unconstrained."""
-  default = parameters.to_free(law.parameters(), law.bounds)
+  default = np.asarray(parameters.to_free(law.parameters(), law.bounds))
   yield default
   keys = jax.random.split(jax.random.key(settings.seed), max(settings.restarts, 1))
   for key in keys[: settings.restarts]:
-    yield default + _SPREAD * jax.random.normal(key, default.shape)
+    yield default + _SPREAD * np.asarray(jax.random.normal(key, default.shape))
 
 
-@functools.partial(jax.jit, static_argnames=('law', 'longest'))
-@functools.partial(jax.value_and_grad, argnums=3, has_aux=True)
-def _objective(before, after, transitions, free, fine, *, law, longest):
-  """What a phase descends on; the relative loss beside it."""
+@functools.partial(jax.jit, static_argnames='law')
+def _residuals(before, after, transitions, free, fine, *, law):
+  """(851,) of which a phase makes the sum of squares small; the relative loss."""
   w = parameters.from_free(free, law.parameters, law.bounds)
-  predicted = population.evolve(w, before, transitions, law, longest=longest)
-  relative = population.relative_loss(predicted, after)
+  predicted = population.evolve(w, before, transitions, law)
   total, observed = jnp.maximum(jnp.sum(predicted), 1e-6), jnp.sum(after)
   apart = jnp.cumsum(predicted) / total - jnp.cumsum(after) / observed
-  area = jnp.sum(apart**2) * BIN / _SIGNAL_SCALE
-  coarse = area + jnp.log(total / observed) ** 2
-  return jnp.where(fine, jnp.log(relative + _GOOD), coarse), relative
+  apart *= np.sqrt(BIN / _SIGNAL_SCALE)
+  coarse = jnp.append(apart, jnp.log(total / observed))
+  exact = jnp.append(predicted - after, 0) / jnp.linalg.norm(after)
+  return jnp.where(fine, exact, coarse), population.relative_loss(predicted, after)
+
+
+_slopes = jax.jit(
+  jax.jacfwd(_residuals, argnums=3, has_aux=True), static_argnames='law'
+)
 
 
 def _search(
-  objective: Callable, free: jax.Array, settings: FitSettings
-) -> Iterator[tuple[jax.Array, float]]:
+  residuals: Callable, slopes: Callable, free: np.ndarray, settings: FitSettings
+) -> Iterator[tuple[np.ndarray, float]]:
   """Yields W, unconstrained, and its relative loss, after every iteration."""
   for fine in (False, True):
     values = []
-    descent = _descend(functools.partial(objective, fine=fine), free)
-    for free, value, relative in itertools.islice(descent, settings.iterations):
+    functions = [functools.partial(f, fine=fine) for f in (residuals, slopes)]
+    descent = _descend(*functions, free)
+    for free, squares, relative in itertools.islice(descent, settings.iterations):
       yield free, relative
-      values.append(value)
-      recent = values[-1 - settings.patience :]
-      if len(recent) > settings.patience and recent[0] - value < settings.tolerance:
+      values.append(np.log(squares + _GOOD) if fine else squares)
+      first, *recent = values[-1 - settings.patience :]
+      if len(recent) == settings.patience and first - recent[-1] < settings.tolerance:
         break
-
-
-@jax.jit
-def _propose(gradient, memory, free):
-  """Where to descend, how steeply, and the memory of L-BFGS."""
-  direction, memory = _RULE.update(gradient, memory, free)
-  return direction, jnp.vdot(gradient, direction), memory
 
 
 def _descend(
-  objective: Callable, free: jax.Array
-) -> Iterator[tuple[jax.Array, float, float]]:
-  """L-BFGS whose steps are halved until they descend; ends where none does."""
-  (value, relative), gradient = objective(free)
-  yield free, float(value), float(relative)
-  memory, fresh = _RULE.init(free), True
+  residuals: Callable, slopes: Callable, free: np.ndarray
+) -> Iterator[tuple[np.ndarray, float, float]]:
+  """Levenberg-Marquardt: yields W, the sum of squares, the relative loss.
+
+  It ends where no step descends.
+  """
+  damping, (found, relative) = _DAMPING, jax.device_get(residuals(free))
   while True:
-    direction, slope, memory = _propose(gradient, memory, free)
-    slope = float(slope)
-    for rate in 0.5 ** np.arange(_HALVINGS):
-      trial = free - rate * direction
-      (trial_value, relative), trial_gradient = objective(trial)
-      if trial_value <= value - 1e-4 * rate * slope:
-        break
+    yield free, float(found @ found), float(relative)
+    u, s, v = np.linalg.svd(jax.device_get(slopes(free)[0]), full_matrices=False)
+    for _ in range(_TRIALS):
+      step = (found @ u * s / (s**2 + damping * s[0] ** 2)) @ v
+      if np.linalg.norm(step) < _LONGEST:
+        there, relative = jax.device_get(residuals(free - step))
+        if there @ there < found @ found:
+          break
+      damping *= _MORE
     else:
-      if fresh:
-        return
-      # Remembered curvature may mislead; the gradient alone does not.
-      memory, fresh = _RULE.init(free), True
-      continue
-    free, value, gradient, fresh = trial, trial_value, trial_gradient, False
-    yield free, float(value), float(relative)
+      return
+    free, found, damping = free - step, there, damping * _LESS

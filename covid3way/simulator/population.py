@@ -19,6 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from covid3way.simulator import histogram
 from covid3way.simulator import law as rules
@@ -54,32 +55,21 @@ def evolve(
   counts: jax.Array,
   transitions: int | jax.Array,
   law: Law = LAW,
-  *,
-  longest: int | None = None,
 ) -> jax.Array:
   """F_hat = K(W)^n F: the expected histogram after n transitions.
 
-  Differentiable in `w` and `counts`.
+  Differentiable in `w`; in `counts` forward (`jax.jvp`, `jax.jacfwd`).
 
   Args:
     w: parameters, scalars.
     counts: (850,) voxels per bin of `bin_edges()`.
     transitions: n >= 0.
     law: the model.
-    longest: a number that n never exceeds, needed only when n is traced. Memory for
-      a gradient follows it.
 
   Returns:
     (850,) expected counts.
   """
-  if longest is None:
-    longest = longest_for(transitions)
-  return _evolve(w, counts, transitions, law, longest)
-
-
-def longest_for(transitions: int) -> int:
-  """A `longest` shared by many n, or every n would be compiled anew."""
-  return max(512, 1 << (int(transitions) - 1).bit_length())
+  return _evolve(w, counts, transitions, law)
 
 
 def loss(predicted: jax.Array, observed: jax.Array) -> jax.Array:
@@ -111,86 +101,79 @@ def transition_tiles(w: Parameters, law: Law = LAW) -> jax.Array:
   return jnp.where(rules.survives(after), mass, 0)
 
 
-@functools.partial(jax.jit, static_argnames=('law', 'longest'))
-def _evolve(w, counts, transitions, law, longest):
-  state = jnp.pad(jnp.asarray(counts, float), (0, _TILES * TILE - _BINS))
-  state = state.reshape(_TILES, TILE)
-  tiles, growth = transition_tiles(w, law), jnp.asarray(w.growth, float)
-  return _repeat(tiles, growth, state, transitions, longest).ravel()[:_BINS]
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.jit, static_argnames='law')
+def _evolve(w, counts, transitions, law):
+  k = transition_tiles(w, law), w.growth
+  step = lambda _, state: _apply(k, state)  # noqa: E731
+  return _counts(jax.lax.fori_loop(0, transitions, step, _tiled(counts)))
 
 
-# The gradient is written out because the automatic one adds an outer product to the
-# whole of K in every transition; this one forms those of many transitions at once.
-_AT_ONCE = 64
+# Written out because the automatic derivative reads those of all of K by every
+# parameter in every transition; this one reads them once a day.
+@functools.partial(_evolve.defjvp, symbolic_zeros=True)
+def _evolve_jvp(law, primals, tangents):
+  w, counts, transitions = primals
+  evolved, slopes = _evolve_and_slopes(w, counts, transitions, law)
+  by_w = zip(slopes, jax.tree.leaves(tangents[0]), strict=True)
+  parts = [s * d for s, d in by_w if not isinstance(d, SymbolicZero)]
+  if not isinstance(tangents[1], SymbolicZero):
+    parts.append(_evolve(w, tangents[1], transitions, law))
+  return evolved, sum(parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _repeat(tiles, growth, state, transitions, longest):
-  """`transitions` times K applied to (tile, bin) counts."""
-  del longest
-  step = lambda _, state: _apply(tiles, growth, state)  # noqa: E731
-  return jax.lax.fori_loop(0, transitions, step, state)
+@functools.partial(jax.jit, static_argnames='law')
+def _evolve_and_slopes(w, counts, transitions, law):
+  """(850,) counts after `transitions`, and their slopes in p parameters, (p, 850)."""
+  leaves, kind = jax.tree.flatten(w)
+
+  def operator(*leaves):
+    w = jax.tree.unflatten(kind, leaves)
+    return transition_tiles(w, law), w.growth
+
+  k, state = operator(*leaves), _tiled(counts)
+  slopes_of_k = jax.jacfwd(operator, argnums=tuple(range(len(leaves))))(*leaves)
+  slopes_of_k = tuple(map(jnp.stack, slopes_of_k))
+  of_each = jax.vmap(_apply, (None, 0))
+
+  def day(carry):
+    start, state, slopes = carry
+    stop = jnp.minimum(start + rules.TRANSITIONS_PER_DAY, transitions)
+
+    def keep(t, carry):
+      state, states = carry
+      return _apply(k, state), states.at[t - start].set(state)
+
+    states = jnp.zeros((rules.TRANSITIONS_PER_DAY, *state.shape), state.dtype)
+    state, states = jax.lax.fori_loop(start, stop, keep, (state, states))
+    added = jax.vmap(of_each, (0, None), 1)(slopes_of_k, states)
+    step = lambda t, slopes: of_each(k, slopes) + added[t - start]  # noqa: E731
+    return stop, state, jax.lax.fori_loop(start, stop, step, slopes)
+
+  carry = 0, state, jnp.zeros((len(leaves), *state.shape), state.dtype)
+  going = lambda carry: carry[0] < transitions  # noqa: E731
+  _, state, slopes = jax.lax.while_loop(going, day, carry)
+  return _counts(state), jax.vmap(_counts)(slopes)
 
 
-def _repeat_forward(tiles, growth, state, transitions, longest):
-  def step(t, carry):
-    state, states = carry
-    return _apply(tiles, growth, state), states.at[t].set(state)
-
-  states = jnp.zeros((longest, *state.shape), state.dtype)
-  state, states = jax.lax.fori_loop(0, transitions, step, (state, states))
-  return state, (tiles, growth, states, transitions)
+def _tiled(counts):
+  """(850,) -> (tile, bin)."""
+  counts = jnp.asarray(counts, float)
+  return jnp.pad(counts, (0, _TILES * TILE - _BINS)).reshape(_TILES, TILE)
 
 
-def _repeat_backward(longest, residuals, adjoint):
-  at_once = min(_AT_ONCE, longest)
-  tiles, growth, states, transitions = residuals
-
-  def stretch(carry):
-    stop, adjoint, for_tiles, for_growth = carry
-    start = jnp.maximum(stop - at_once, 0)
-
-    def step(i, carry):
-      adjoint, adjoints = carry
-      adjoints = adjoints.at[stop - 1 - i - start].set(adjoint)
-      return _apply_transposed(tiles, growth, adjoint), adjoints
-
-    adjoints = jnp.zeros((at_once, *adjoint.shape), adjoint.dtype)
-    adjoint, adjoints = jax.lax.fori_loop(0, stop - start, step, (adjoint, adjoints))
-    before = jax.lax.dynamic_slice_in_dim(states, start, at_once)
-    flat = jnp.pad(adjoints.reshape(at_once, -1), ((0, 0), (TILE, TILE)))
-    products = [
-      before[:, k].T @ flat[:, k * TILE : (k + 3) * TILE] for k in range(_TILES)
-    ]
-    mothers = jnp.sum(before * _GIVES_BIRTH, axis=(1, 2))
-    births = jnp.sum(mothers * jnp.sum(adjoints * _NEWBORN, axis=(1, 2)))
-    return start, adjoint, for_tiles + jnp.stack(products), for_growth + births
-
-  carry = transitions, adjoint, jnp.zeros_like(tiles), jnp.zeros_like(growth)
-  _, adjoint, for_tiles, for_growth = jax.lax.while_loop(
-    lambda carry: carry[0] > 0, stretch, carry
-  )
-  return for_tiles, for_growth, adjoint, None
+def _counts(state):
+  """(tile, bin) -> (850,)."""
+  return state.ravel()[:_BINS]
 
 
-_repeat.defvjp(_repeat_forward, _repeat_backward)
-
-
-def _apply(tiles, growth, state):
+def _apply(k, state):
+  """K, its tiles and the growth, times (tile, bin) counts; linear in either."""
+  tiles, growth = k
   arrived = jnp.einsum('kj,kji->ki', state, tiles)
   lower, same, upper = jnp.split(arrived, 3, axis=1)
   moved = same + _shifted(lower, -1) + _shifted(upper, 1)
   return moved + growth * jnp.sum(state * _GIVES_BIRTH) * _NEWBORN
-
-
-def _apply_transposed(tiles, growth, adjoint):
-  moved = jnp.einsum('kji,ki->kj', tiles, _windows(adjoint))
-  return moved + growth * jnp.sum(adjoint * _NEWBORN) * _GIVES_BIRTH
-
-
-def _windows(state):
-  """(tile, bin) -> (tile, bin of three tiles): every tile between its neighbours."""
-  return jnp.concatenate([_shifted(state, 1), state, _shifted(state, -1)], axis=1)
 
 
 def _shifted(state, by):

@@ -82,8 +82,8 @@ def main(_: list[str]) -> None:
   config = _CONFIG.value
   _keep_compiled()
   job = importlib.import_module(f'covid3way.jobs.{config.job}')
-  # Tracing and DICOM headers make and keep so many objects that to look for unused ones
-  # after every 700 takes a tenth of their time.
+  # Tracing and DICOM headers make so many objects, and keep them, that it takes long to
+  # look for unused ones after every 700.
   gc.freeze()
   gc.set_threshold(10_000)
   told = None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from covid3way import base
 from covid3way.simulator import parameters, population
@@ -31,8 +32,7 @@ _LEAST_AT_START = LEAST_VOXELS // 20
 _GOOD = 1e-5
 _SIGNAL_SCALE = 0.02  # A shift of the histogram by this much counts like e-fold volume.
 _SPREAD = 0.5  # Of random starts, in unconstrained units.
-# Damping to begin with, over the square of the greatest singular value; what a step
-# that fails multiplies it by, and one that descends.
+# Damping to begin with; what a step that fails multiplies it by, and one that descends.
 _DAMPING, _MORE, _LESS = 1e-3, 4.0, 0.1
 _LONGEST = 1.5  # A step beyond which slopes are not believed, in unconstrained units.
 _TRIALS = 16
@@ -205,6 +205,21 @@ def _search(
         break
 
 
+def _gauss_newton() -> optax.GradientTransformationExtraArgs:
+  """The gradient of half a sum of squares -> Levenberg and Marquardt's step.
+
+  Its update is also given `slopes`, of the residuals (n, p), and `damping`, over the
+  square of their greatest singular value.
+  """
+
+  def update(gradient, state, params=None, *, slopes, damping):
+    del params
+    _, s, v = np.linalg.svd(slopes, full_matrices=False)
+    return -(v @ gradient / (s**2 + damping * s[0] ** 2)) @ v, state
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def _descend(
   residuals: Callable, slopes: Callable, free: np.ndarray
 ) -> Iterator[tuple[np.ndarray, float, float]]:
@@ -213,16 +228,19 @@ def _descend(
   It ends where no step descends.
   """
   damping, (found, relative) = _DAMPING, jax.device_get(residuals(free))
+  rule = _gauss_newton()
+  state = rule.init(free)
   while True:
     yield free, float(found @ found), float(relative)
-    u, s, v = np.linalg.svd(jax.device_get(slopes(free)[0]), full_matrices=False)
+    at = jax.device_get(slopes(free)[0])
     for _ in range(_TRIALS):
-      step = (found @ u * s / (s**2 + damping * s[0] ** 2)) @ v
+      step, state = rule.update(found @ at, state, slopes=at, damping=damping)
       if np.linalg.norm(step) < _LONGEST:
-        there, relative = jax.device_get(residuals(free - step))
+        trial = optax.apply_updates(free, step)
+        there, relative = jax.device_get(residuals(trial))
         if there @ there < found @ found:
           break
       damping *= _MORE
     else:
       return
-    free, found, damping = free - step, there, damping * _LESS
+    free, found, damping = trial, there, damping * _LESS

@@ -129,13 +129,16 @@ def test_what_a_method_cannot_train_is_named(name, changes, words, tmp_path):
     train.run(config, tmp_path)
 
 
-def test_three_way_still_gives_what_it_gave_before_there_were_others(quickstart):
-  """Losses of the quickstart's epochs when the three views were all there was."""
+def test_three_way_still_gives_what_is_on_record(quickstart):
+  """Losses of the quickstart's epochs, of 28 November 2026.
+
+  Those before differed by up to 0.8 %: convolutions were rounded otherwise, and the fit
+  found another W of as small a loss, by which scans are simulated.
+  """
   known = json.loads((quickstart / 'model' / 'model.json').read_text())['training']
   for part, losses in {
-    'xy': (2.01306, 2.06316),
-    'yz': (2.04349, 2.06004),
-    # 1.83832 before simulated scans changed by the rounding of their chances.
-    'xz': (2.24888, 1.84366),
+    'xy': (2.01157, 2.07321),
+    'yz': (2.04383, 2.05598),
+    'xz': (2.24994, 1.82957),
   }.items():
     assert [row['loss'] for row in known[part]] == pytest.approx(losses, rel=2e-3)

@@ -133,7 +133,7 @@ def test_three_way_still_gives_what_is_on_record(quickstart):
   """Losses of the quickstart's epochs, of 28 November 2026.
 
   Those before differed by up to 0.8 %: convolutions were rounded otherwise, and the fit
-  found another W of as small a loss, by which scans are simulated.
+  ended at another W, by which scans are simulated.
   """
   known = json.loads((quickstart / 'model' / 'model.json').read_text())['training']
   for part, losses in {

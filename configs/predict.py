@@ -3,8 +3,8 @@
   python -m covid3way.main --config=configs/predict.py --workdir=runs/results \
     --config.model=runs/quickstart/model --config.input=DICOM_FOLDER
 
-A chest of 148 slices took 94 s on 2 cores at 512 x 512 x 512 voxels, with every output
-and networks of the released size, and 2.9 GiB; the first time, with compilation, 168 s.
+A chest of 148 slices took 88 s on 2 cores at 512 x 512 x 512 voxels, with every output
+and networks of the released size, and 2.6 GiB; the first time, with compilation, 121 s.
 A test holds a scan of 512 x 512 x 600 voxels to 5 GiB.
 
 `input` is a DICOM folder, a folder of such folders, a zip, a NIfTI file or a manifest.

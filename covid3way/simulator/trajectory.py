@@ -292,7 +292,7 @@ def _count_needed(infection: jax.Array) -> jax.Array:
 
 def _capacity(needed: int, shape: tuple[int, int, int]) -> int:
   """Slots for so many blocks: room to grow, few sizes to compile for."""
-  size = max(1.15 * needed / _SMALL, 1)
+  size = max(1.5 * needed / _SMALL, 1)
   step = 2 if size <= 2 else 1.25
   size = _SMALL * step ** np.ceil(np.log(size) / np.log(step))
   return int(min(size, np.prod(tiles.grid_of(shape))))

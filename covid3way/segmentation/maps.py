@@ -109,12 +109,10 @@ def _of_slices(
     predict_window.lower(network, stacks, where).compile()
 
   batches = list(windows.over(lungs, axis, unet.stride, batch_size))
-  first = {}  # Of each size.
-  for _, where in batches:
-    first.setdefault(where.window_size, where)
+  one_of_each = {where.window_size: where for _, where in batches}
   with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(at_a_time) as workers:
     # Half a second of Python for each size, even of code that was kept.
-    ahead.map(compile_for, first.values())
+    ahead.map(compile_for, one_of_each.values())
     work = [workers.submit(predict, batch) for batch in batches]
     for done in progress.track(work, what=f'view {part}'):
       done.result()

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -80,6 +81,12 @@ def start_program(*arguments: str, **options) -> subprocess.Popen:
     text=True,
     **options,
   )
+
+
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
 
 
 def finish(*processes: subprocess.Popen) -> list[str]:

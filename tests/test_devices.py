@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from conftest import CACHE, ROOT, finish
+from conftest import CACHE, ROOT, finish, free_port
 
 from covid3way.training import devices
 
@@ -72,9 +71,7 @@ devices.leave()
 
 def train_in_processes(n, folder, *, devices_each):
   """What each of n processes that train together found."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    coordinator = f'127.0.0.1:{free.getsockname()[1]}'
+  coordinator = f'127.0.0.1:{free_port()}'
   flags = f'--xla_force_host_platform_device_count={devices_each}'
   found = [folder / f'{n}-{i}.json' for i in range(n)]
   started = [

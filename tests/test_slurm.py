@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 import serial_scans
-from conftest import finish, start_program
+from conftest import finish, free_port, start_program
 from slurm_node import one_node_slurm
 
+from covid3way.jobs import watching
 from covid3way.segmentation.model import read_model
 
 # One process: there is one Slurm, and its two CPUs are all there are.
@@ -90,18 +91,31 @@ def test_arrays_of_which_two_views_are_preempted_end_with_the_same_bits(
   jax.tree.map(np.testing.assert_array_equal, variables(tmp_path), variables(plain))
 
 
-def test_two_processes_that_are_preempted_train_as_one(slurm, plain, tmp_path):
-  train = *flags('train', tmp_path, plain / 'store'), *TRAINING
-  train = *train, "--config.training.views=('xy',)"
+def test_two_processes_that_are_preempted_train_as_undisturbed_ones(
+  slurm, plain, tmp_path
+):
+  """To the same bits, and at first as one process does.
+
+  It sums in another order. Until a pixel takes another way through a maximum for that,
+  its log agrees to 1e-6, then to 2e-4; what a process leaves out is percents of it.
+  """
+  one = "--config.training.views=('xy',)"
+  preempted, together = (tmp_path / name for name in ('preempted', 'together'))
+  train = *flags('train', preempted, plain / 'store'), *TRAINING, one
   job = slurm.submit('hosts', *train, options=['--ntasks=2'])
-  preempt(slurm, job, tmp_path / 'training/xy/metrics.jsonl', '--batch')
+  preempt(slurm, job, preempted / 'training/xy/metrics.jsonl', '--batch')
   slurm.finish(job)
   assert slurm.show(job)[0]['Restarts'] == '1'
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5),
-    variables(tmp_path)['xy'],
-    variables(plain)['xy'],
-  )
+
+  train = *flags('train', together, plain / 'store'), *TRAINING, one
+  address = f'--coordinator_address=127.0.0.1:{free_port()}'
+  who = [f'--process_id={i}' for i in range(2)]
+  finish(*(start_program(*train, address, '--num_processes=2', i) for i in who))
+  jax.tree.map(np.testing.assert_array_equal, variables(preempted), variables(together))
+  first, *_ = watching.rows(preempted / 'training/xy')
+  alone, *_ = watching.rows(plain / 'training/xy')
+  for name in ('loss', 'dice', 'gradient_norm', 'update_norm', 'parameter_norm'):
+    assert first[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
 def test_folds_have_their_own_workdirs_and_patients(slurm, plain, tmp_path):

@@ -23,6 +23,7 @@ from covid3way.simulator.parameters import Parameters
 from covid3way.simulator.state import Anatomy, Settings, State
 
 SHAPE = (38, 35, 43)  # Not all of it whole blocks.
+EVERY = int(np.prod(blocks.grid_of(SHAPE)))
 KEY = jax.random.key(0)
 # Voxels that neither die nor convert: only births happen.
 BIRTHS_ONLY = Parameters(growth=0.02, absorption=1e-5, noise=7e-4, conversion=2e-4)
@@ -65,6 +66,10 @@ def run(state, anatomy, *, w=DEFAULT, key=KEY, settings=PLAIN, **steps):
 
 def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def packed(state, anatomy, capacity):
+  return blocks.pack(state, anatomy, blocks.needed_for(state.infection), capacity)
 
 
 # The rules of the paper
@@ -127,16 +132,15 @@ def test_recovered_voxels_are_invariant():
 
 def test_only_active_blocks_give_the_same_bits_as_all_blocks():
   state, anatomy = make()
-  every = int(np.prod(blocks.grid_of(SHAPE)))
   outcomes = []
-  for capacity in (every, 500):
+  for capacity in (EVERY, 500):
     after, reached, _ = trajectory.advance(
       KEY, state, DEFAULT, anatomy, PLAIN, 0, 80, capacity=capacity
     )
     assert reached == 80
     outcomes.append(after)
-  active, _ = blocks.pack(state, anatomy, 500)
-  assert active.used < 0.5 * every  # There was something to save.
+  active, _ = packed(state, anatomy, 500)
+  assert active.used < 0.5 * EVERY  # There was something to save.
   assert_same(*outcomes)
 
 
@@ -164,14 +168,17 @@ def test_same_key_same_bits_alone_in_a_batch_and_in_pieces():
   assert (np.asarray(other.signal) != np.asarray(alone[0].signal)).any()
 
 
-def test_running_out_of_blocks_changes_nothing(monkeypatch):
+@pytest.mark.parametrize('enough', [EVERY, 150])
+def test_running_out_of_blocks_changes_nothing(monkeypatch, enough):
+  """Whether room is made little by little, or for all blocks from some number on."""
   state, anatomy = make()
   w = Parameters(growth=0.04)
   seen = lambda signal, infection: infection.sum()  # noqa: E731
   roomy, counts = trajectory.observe(
     KEY, state, float_scalars(w), anatomy, PLAIN, steps=60, what=seen
   )
-  monkeypatch.setattr(trajectory, '_capacity', lambda needed, shape: needed + 40)
+  tight = lambda needed, _: needed + 40 if needed < enough else EVERY  # noqa: E731
+  monkeypatch.setattr(trajectory, '_capacity', tight)
   tight, tight_counts = trajectory.observe(
     KEY, state, float_scalars(w), anatomy, PLAIN, steps=60, what=seen
   )
@@ -344,7 +351,7 @@ def test_neighbourhood_equals_scipy(shape):
   mask = np.random.default_rng(0).random(shape) < 0.1
   state = State(jnp.zeros(shape), jnp.asarray(mask))
   anatomy = Anatomy(jnp.ones(shape, bool), (1.0, 1.0, 1.0))
-  held, fits = blocks.pack(state, anatomy, 300)
+  held, fits = packed(state, anatomy, 300)
   assert fits
   count = blocks.neighbourhood(held, held.infection)
   back = blocks.unpack(held.replace(signal=count.astype(jnp.float32)), state).signal
@@ -362,7 +369,7 @@ def test_blocks_that_infection_touches_are_active():
   expected = {(x, y, 4) for x in (1, 2) for y in (3, 4)}
   assert set(map(tuple, np.argwhere(needed))) == expected
   state = State(jnp.zeros(mask.shape), jnp.asarray(mask))
-  held, _ = blocks.pack(state, Anatomy(jnp.ones(mask.shape, bool), (1, 1, 1)), 16)
+  held, _ = packed(state, Anatomy(jnp.ones(mask.shape, bool), (1, 1, 1)), 16)
   numbers = np.unique(blocks.needed_by(held))
   np.testing.assert_array_equal(numbers[numbers < needed.size], np.flatnonzero(needed))
   assert held.used == 4
@@ -484,7 +491,7 @@ def test_conversion_prefers_consolidated_neighbours_at_the_same_mean():
 def held_everywhere(shape):
   state = State(jnp.zeros(shape), jnp.ones(shape, bool))
   anatomy = Anatomy(jnp.ones(shape, bool), (1.0, 1.0, 1.0))
-  return blocks.pack(state, anatomy, int(np.prod(blocks.grid_of(shape))))[0], state
+  return packed(state, anatomy, int(np.prod(blocks.grid_of(shape))))[0], state
 
 
 @pytest.mark.parametrize('pitch', [(1, 1, 1), (2, 3, 1), (5, 2, 4)])

@@ -76,28 +76,56 @@ def needed_for(infection: jax.Array) -> jax.Array:
   return needed.ravel()
 
 
-def pack(state: State, anatomy: Anatomy, capacity: int) -> tuple[Blocks, jax.Array]:
+def pack(
+  state: State, anatomy: Anatomy, needed: jax.Array, capacity: int
+) -> tuple[Blocks, jax.Array]:
   """Blocks for a state, and whether `capacity` slots were enough for them.
 
-  With a slot for every block of the grid, all are active from the start.
+  Args:
+    state: the volume.
+    anatomy: of the volume.
+    needed: (grid blocks,) bool, see `needed_for`.
+    capacity: slots; with one for every block of the grid, all are active.
   """
   grid = grid_of(state.signal.shape)
   total = int(np.prod(grid))
-  shape = (capacity, VOXELS)
-  empty = Blocks(
-    signal=jnp.zeros(shape, jnp.float32),
-    infection=jnp.zeros(shape, bool),
-    weight=jnp.zeros(shape, jnp.float32),
-    number=jnp.full(capacity, total, jnp.int32),
-    slot=jnp.full(total + 1, capacity, jnp.int32),
+  none = Blocks(
+    signal=jnp.zeros((0, VOXELS), jnp.float32),
+    infection=jnp.zeros((0, VOXELS), bool),
+    weight=jnp.zeros((0, VOXELS), jnp.float32),
+    number=jnp.zeros(0, jnp.int32),
+    slot=jnp.zeros(total + 1, jnp.int32),
     used=jnp.int32(0),
     grid=grid,
   )
+  blocks = enlarge(none, state, anatomy, capacity)
   if capacity >= total:
-    return activate(empty, jnp.arange(total), state, anatomy, capacity)
-  needed = needed_for(state.infection)
-  blocks, _ = activate(empty, _first(needed, capacity), state, anatomy, capacity)
+    return blocks, jnp.array(True)
+  blocks, _ = activate(blocks, _first(needed, capacity), state, anatomy, capacity)
   return blocks, needed.sum() <= capacity
+
+
+def enlarge(blocks: Blocks, state: State, anatomy: Anatomy, capacity: int) -> Blocks:
+  """The same blocks among more slots.
+
+  Args:
+    blocks: active so far.
+    state: see `activate`.
+    anatomy: of the volume.
+    capacity: slots; with one for every block of the grid, all become active.
+  """
+  before, total = len(blocks.number), len(blocks.slot) - 1
+  more = lambda a: jnp.pad(a, [(0, capacity - before), *[(0, 0)] * (a.ndim - 1)])  # noqa: E731
+  blocks = blocks.replace(
+    signal=more(blocks.signal),
+    infection=more(blocks.infection),
+    weight=more(blocks.weight),
+    number=more(blocks.number).at[before:].set(total),
+    slot=jnp.where(blocks.slot == before, capacity, blocks.slot),
+  )
+  if capacity < total:
+    return blocks
+  return activate(blocks, jnp.arange(total), state, anatomy, capacity)[0]
 
 
 def unpack(blocks: Blocks, state: State) -> State:
@@ -205,6 +233,12 @@ def neighbourhood(blocks: Blocks, mask: jax.Array) -> jax.Array:
   return total.astype(jnp.uint8).reshape(-1, VOXELS)
 
 
+def count(mask: jax.Array) -> jax.Array:
+  """How many of a mask, any shape, are true: int32, in a quarter of a sum's time."""
+  flat = jnp.pad(mask.ravel(), (0, -mask.size % EDGE))
+  return jax.lax.population_count(_rows(flat)).sum(dtype=jnp.int32)
+
+
 def apart(function: Callable, *args: Any) -> Any:
   """`function(*args)`, compiled on its own, as branches are.
 
@@ -220,9 +254,17 @@ def apart(function: Callable, *args: Any) -> Any:
 
 def _words(mask: jax.Array) -> jax.Array:
   """(n, 64) bool -> (4, n) uint16: a bit per voxel, a word per plane normal to x."""
-  bits = 1 << np.arange(EDGE**2, dtype=np.uint16)
-  planes = mask.reshape(-1, EDGE, EDGE**2)
-  return jnp.where(planes, bits, np.uint16(0)).sum(axis=2, dtype=jnp.uint16).T
+  # The product moves the last bits of four bytes side by side, to the top.
+  rows = (_rows(mask) * np.uint32(0x01020408) >> 24).astype(jnp.uint16)
+  rows = rows.reshape(-1, EDGE, EDGE)
+  words = (rows[..., y] << EDGE * y for y in range(EDGE))
+  return functools.reduce(jnp.bitwise_or, words).T
+
+
+def _rows(mask: jax.Array) -> jax.Array:
+  """Bools -> (m,) uint32 of four of them: a byte each, the first the lowest."""
+  rows = mask.astype(jnp.uint8).reshape(-1, EDGE)
+  return jax.lax.bitcast_convert_type(rows, jnp.uint32)
 
 
 def _summed(count: jax.Array, slots: jax.Array, axis: int) -> jax.Array:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from covid3way.simulator.blocks import count
+
 _FINE = 14  # Weights are added up as whole multiples of 2 ** -14.
 
 
@@ -29,7 +31,7 @@ def chances(weight: jax.Array, total: jax.Array) -> jax.Array:
     relative = jnp.where((free < least) | ~room, 0, free / largest)
     after = jnp.maximum(total - full, 0) / exact_sum(relative) / largest
     after = jnp.where(room, jnp.maximum(after, scale), scale)  # Never less.
-    return after, least, jnp.sum(weight * after >= 1), full
+    return after, least, count(weight * after >= 1), full
 
   # Again, for those with room left, as long as more of them become full.
   start = jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(-1)

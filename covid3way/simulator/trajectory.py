@@ -83,16 +83,23 @@ def observe(
   if len(shapes) > 1:
     found = f'volumes of {" and ".join(map(str, sorted(shapes)))} voxels'
     raise GeometryError('state and anatomy', found, 'give all on one grid')
-  needed = int(_count_needed(state.infection))
+  needed = _needed(state.infection)
+  capacity = _capacity(int(needed.sum()), state.signal.shape)
+  held, share = _packed(state, anatomy, settings, needed, capacity)
+  walk = functools.partial(_walk, what=what, length=steps if what else 0)
   seen, reached = [], start
-  while not seen or reached < start + steps:
-    begun, capacity = reached, _capacity(needed, state.signal.shape)
-    state, reached, part = advance(
-      key, state, w, anatomy, settings, begun, start + steps,
-      capacity=capacity, what=what, length=steps if what else 0,
-    )  # fmt: skip
-    reached, needed = int(reached), capacity + 1
+  while True:
+    begun = reached
+    held, reached, part = walk(
+      key, held, state, w, anatomy, settings, share, begun, start + steps
+    )
+    reached = int(reached)
     seen.append(jax.tree.map(lambda a, n=reached - begun: np.asarray(a[:n]), part))
+    if reached == start + steps:
+      break
+    capacity = _capacity(capacity + 1, state.signal.shape)
+    held = _enlarged(held, state, anatomy, capacity)
+  state = _unpacked(held, state)
   return state, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
 
 
@@ -132,9 +139,23 @@ def advance(
     Y, the transition reached (less than `stop` when one needs more blocks than there
     are), and the observations, (length, ...) each.
   """
-  held, fits = tiles.pack(state, anatomy, capacity)
-  share = _share(anatomy)
-  most, total = max(capacity // _SLACK, 8), len(held.slot) - 1
+  needed = tiles.needed_for(state.infection)
+  held, fits = tiles.pack(state, anatomy, needed, capacity)
+  stop = jnp.where(fits, stop, start)
+  held, reached, seen = _walk(
+    key, held, state, w, anatomy, settings, _share(anatomy, settings), start, stop,
+    what=what, length=length,
+  )  # fmt: skip
+  return tiles.unpack(held, state), reached, seen
+
+
+@functools.partial(jax.jit, static_argnames=('settings', 'what', 'length'))
+def _walk(
+  key, held, state, w, anatomy, settings, share, start, stop, *, what, length
+) -> tuple[Blocks, jax.Array, Any]:
+  """`advance` of blocks that are packed; `state` is the volume as it was then."""
+  capacity, total = len(held.number), len(held.slot) - 1
+  most = max(capacity // _SLACK, 8)
   watch = lambda held: what(cubes(held.signal), cubes(held.infection))  # noqa: E731
   watched = jax.eval_shape(watch, held) if what else None
   seen = jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), watched)
@@ -152,7 +173,7 @@ def advance(
     )
     fits = t < stop
     if capacity < total:  # Else all blocks are active.
-      needed = jnp.concatenate([tiles.needed_by(held), _blocks_of(seeds, held)])
+      needed = jnp.concatenate([apart(tiles.needed_by, held), _blocks_of(seeds, held)])
       held, fits = tiles.activate(held, needed, state, anatomy, most)
     held = jax.lax.cond(fits, step, lambda held: held, held)
     if what:
@@ -160,9 +181,9 @@ def advance(
       seen = jax.tree.map(lambda s, o: s.at[t - start].set(o, mode='drop'), seen, now)
     return held, t + fits, fits, seen
 
-  carry = held, jnp.int32(start), fits, seen
+  carry = held, jnp.int32(start), jnp.array(True), seen
   held, reached, _, seen = jax.lax.while_loop(going, body, carry)
-  return tiles.unpack(held, state), reached, seen
+  return held, reached, seen
 
 
 def transition(
@@ -195,7 +216,7 @@ def transition(
   ggo = held.infection & (before < laws.STAGE)
 
   born = _at(seeds, held) & (held.weight > 0) & ~held.infection
-  expected = jnp.maximum(w.growth * ggo.sum() - elsewhere, 0)
+  expected = jnp.maximum(w.growth * tiles.count(ggo) - elsewhere, 0)
   born |= u < _births(held, ggo, expected, settings.clustering)
 
   proposed = apart(lambda s, z, w: laws.propose(s, z, w, law), before, z, w)
@@ -223,13 +244,15 @@ def _conversion(held: Blocks, proposed: jax.Array, w: Parameters, settings: Sett
   neighbours = tiles.neighbourhood(held, consolidated)
   power = settings.consolidation_clustering
   weight = jnp.where(reaching, spread.attraction(neighbours, power), 0)
-  return spread.chances(weight, w.conversion * reaching.sum())
+  return spread.chances(weight, w.conversion * tiles.count(reaching))
 
 
-def _share(anatomy: Anatomy) -> jax.Array:
-  """Mean over the volume of how readily a voxel is infected."""
+def _share(anatomy: Anatomy, settings: Settings) -> jax.Array:
+  """Mean over the volume of how readily a voxel is infected, for `_satellites`."""
+  if not settings.seeding:
+    return jnp.float32(0)  # There are none, and the sum takes long.
   if anatomy.prior is None:
-    total = anatomy.susceptible.sum(dtype=jnp.uint32).astype(jnp.float32)
+    total = tiles.count(anatomy.susceptible).astype(jnp.float32)
   else:
     weight = anatomy.susceptible * anatomy.prior
     total = spread.exact_sum(weight.reshape(-1, weight.shape[-1]))
@@ -253,7 +276,7 @@ def _satellites(
   size = anatomy.susceptible.size
   draws = max(_DRAWS, size // _VOXELS_PER_DRAW)
   beyond = EDGE * jnp.array(held.grid)
-  ggo = (held.infection & (held.signal < laws.STAGE)).sum()
+  ggo = tiles.count(held.infection & (held.signal < laws.STAGE))
   chance = w.growth * ggo * settings.seeding / (draws * jnp.maximum(share, 1e-9))
   chance = jnp.minimum(chance, 1)
   shape = jnp.array(anatomy.susceptible.shape)
@@ -285,9 +308,15 @@ def _at(seeds: jax.Array, held: Blocks) -> jax.Array:
   return mask.at[where].set(True, mode='drop')
 
 
-@jax.jit
-def _count_needed(infection: jax.Array) -> jax.Array:
-  return tiles.needed_for(infection).sum()
+@functools.partial(jax.jit, static_argnames=('settings', 'capacity'))
+def _packed(state, anatomy, settings, needed, capacity) -> tuple[Blocks, jax.Array]:
+  """Blocks, and the share of `_satellites`, which a course needs once."""
+  return tiles.pack(state, anatomy, needed, capacity)[0], _share(anatomy, settings)
+
+
+_needed = jax.jit(tiles.needed_for)
+_enlarged = jax.jit(tiles.enlarge, static_argnames='capacity')
+_unpacked = jax.jit(tiles.unpack)
 
 
 def _capacity(needed: int, shape: tuple[int, int, int]) -> int:

@@ -1,5 +1,6 @@
 """Settings and fixtures that all tests share."""
 
+import functools
 import importlib
 import os
 import pathlib
@@ -24,14 +25,22 @@ CACHE = {
   ),
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
 }
+# `jax.jit` of what runs once: compiled in a hurry.
+hurried = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
 jax.config.update('jax_compilation_cache_dir', CACHE['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def pytest_itemcollected(item):
-  """Tests that need the same long run share a process: it is made once."""
-  for name in {'quickstart', 'study'} & set(item.fixturenames):
-    item.add_marker(pytest.mark.xdist_group(name))
+  """A file's tests share a process, and so do all that need the same long run.
+
+  What they share is made and compiled once.
+  """
+  if not item.get_closest_marker('xdist_group'):
+    long = {'quickstart', 'study'} & set(item.fixturenames)
+    item.add_marker(pytest.mark.xdist_group(*long or [item.path.stem]))
 
 
 @pytest.fixture(scope='module', autouse=True)

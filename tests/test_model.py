@@ -1,12 +1,14 @@
 """Methods' rows and model directories: what fits what; what is read is as written."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import hurried
 
 from configs import default, train
 from covid3way.base import ModelError
@@ -17,6 +19,7 @@ from covid3way.segmentation import aggregators, oblique_map
 from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, ModelSpec, read_model, write_model
 from covid3way.training import views
+from covid3way.training.step import fresh_variables
 
 FULL, COARSE = (512, 512, 512), (128, 128, 192)
 
@@ -132,9 +135,7 @@ def model(request):
   """A small network, untrained."""
   spec = TINY[request.param]
   (part,) = spec.about.parts
-  shape = (1, *spec.sample_shape(part))
-  variables = spec.network.init(jax.random.key(0), jnp.zeros(shape), train=False)
-  variables = {'batch_stats': {}} | variables
+  variables = fresh_variables(spec.network, jax.random.key(0), spec.sample_shape(part))
   if request.param == 'mpunet':
     fusion = {'weights': np.array([3.0, 1.5], np.float32), 'bias': np.float32(-2)}
     variables |= {'fusion': fusion}
@@ -180,9 +181,8 @@ def map_of(model, signal, lungs, batch_size=2):
 def test_a_sub_volume_that_covers_the_space_is_predicted_as_it_is(model):
   signal, lungs = drawn(model.spec, 5)
   got = map_of(model, signal, lungs)
-  logits = model.spec.network.apply(
-    model.variables['volume'], signal[None, ..., None], train=False
-  )
+  apply = hurried(functools.partial(model.spec.network.apply, train=False))
+  logits = apply(model.variables['volume'], signal[None, ..., None])
   expected = np.where(lungs, 255 * jax.nn.softmax(logits)[0, ..., 1], 0)
   assert got.dtype == np.uint8 and np.ptp(got[lungs > 0]) > 5
   np.testing.assert_allclose(got, expected, atol=0.51)
@@ -194,6 +194,7 @@ def test_oblique_planes_are_fused_by_the_models_own_fusion(model):
   known.pop('fusion')
   signal, lungs = drawn(spec, 4)
 
+  @hurried
   def predict(planes):
     logits = spec.network.apply(known, planes[..., None], train=False)
     return jax.nn.softmax(logits)[..., 1]

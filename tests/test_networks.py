@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import hurried
 from jax import lax
 
 from covid3way.networks import dense_unet, layers, unet3d
@@ -14,10 +15,6 @@ from covid3way.networks.unet import UNet
 from covid3way.networks.unet3d import UNet3D
 from covid3way.networks.vnet3d import VNet3D
 
-# What runs once is compiled in a hurry.
-hurried = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 HYBRID = HDenseUNet((4, 3, 2, 4), (1, 2, 1, 1), (1, 1, 1, 1))
 TINY = {
   'unet_3d': (UNet3D((4, 8)), (2, 4, 4, 8, 1)),

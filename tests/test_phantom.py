@@ -344,6 +344,9 @@ def test_a_wrong_request_is_an_error(healthy):
     draw(dataclasses.replace(healthy, parenchyma=healthy.parenchyma / 2), share=0.5)
   with pytest.raises(base.ConfigError, match='out of reach'):
     draw(healthy, share=0.5, radius_mm=(2.5, 2.6))
+
+
+def test_a_disease_that_dies_out_is_an_error():
   dying = parameters.Parameters(growth=1e-5, ggo_gain=1e-5, absorption=0.002)
   with pytest.raises(base.ConfigError, match='not reached in'):
     make_patient(0, w=dying)

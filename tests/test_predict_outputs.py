@@ -10,7 +10,6 @@ import sys
 
 import highdicom
 import jax
-import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pydicom
@@ -35,6 +34,7 @@ from covid3way.segmentation import aggregators
 from covid3way.segmentation.model import Model, ModelSpec, write_model
 from covid3way.standard import resample, space
 from covid3way.training import views
+from covid3way.training.step import fresh_variables
 
 FILES = {
   'infection.nii.gz',
@@ -61,9 +61,9 @@ def model(tmp_path_factory):
 
 
 def write_untrained(folder, spec):
-  stacks = jnp.zeros((1, *spec.sample_shape('xy')))
+  shape = spec.sample_shape('xy')
   variables = {
-    view: spec.network.init(jax.random.key(i), stacks, train=False)
+    view: fresh_variables(spec.network, jax.random.key(i), shape)
     for i, view in enumerate(views.NORMAL_AXIS)
   }
   write_model(folder, Model(spec, variables, aggregators.plain(tuple(variables))), {})

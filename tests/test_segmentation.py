@@ -1,14 +1,17 @@
 """Aggregation, probability maps and quantification: known answers."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import hurried
 
 from covid3way.base import LEFT, RIGHT, WarningKind
 from covid3way.segmentation import aggregators, quantify, three_way
 from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, ModelSpec
+from covid3way.training.step import fresh_variables
 from covid3way.training.views import NORMAL_AXIS
 
 SUM = aggregators.plain(('xy', 'yz', 'xz'))
@@ -41,9 +44,8 @@ def test_aggregate_ends_at_the_lungs():
 def model():
   """Three small untrained networks, each its own."""
   spec = ModelSpec('infection', (32, 32, 48), (-30.0, 0.0, 30.0), (4, 8))
-  stacks = jnp.zeros((1, 16, 16, 3))
   variables = {
-    view: spec.network.init(jax.random.key(i), stacks, train=False)
+    view: fresh_variables(spec.network, jax.random.key(i), (16, 16, 3))
     for i, view in enumerate(NORMAL_AXIS)
   }
   return Model(spec, variables, SUM)
@@ -60,6 +62,7 @@ def test_probability_map_equals_slice_by_slice_evaluation(model, view):
   axis = NORMAL_AXIS[view]
   offsets = [round(mm / model.spec.space.spacing_mm[axis]) for mm in (-30, 0, 30)]
   n = signal.shape[axis]
+  apply = hurried(functools.partial(model.spec.network.apply, train=False))
   for index in range(n):
     crossing = lungs.take(index, axis=axis).any()
     plane = got.take(index, axis=axis)
@@ -71,7 +74,7 @@ def test_probability_map_equals_slice_by_slice_evaluation(model, view):
     stack = np.stack(
       [signal.take(np.clip(index + o, 0, n - 1), axis=axis) for o in offsets], -1
     )
-    logits = model.spec.network.apply(model.variables[view], stack[None], train=False)
+    logits = apply(model.variables[view], stack[None])
     expected = jax.nn.softmax(logits)[0, ..., 1]
     np.testing.assert_allclose(plane / 255, expected, atol=0.6 / 255)
 

@@ -1,9 +1,12 @@
 """Windows of slices: the same values as whole slices, for a part of the work."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import hurried
 
 from covid3way.networks import inference
 from covid3way.networks.unet import UNet
@@ -11,13 +14,14 @@ from covid3way.segmentation import windows
 from covid3way.segmentation.aggregators import plain
 from covid3way.segmentation.maps import probability_map
 from covid3way.segmentation.model import Model, ModelSpec
+from covid3way.training.step import fresh_variables
 from covid3way.training.views import NORMAL_AXIS
 
 
 def lively(network, channels, seed=0):
   """Variables whose every part counts: statistics, biases, a head that decides."""
-  shape = 1, network.stride, network.stride, channels
-  variables = network.init(jax.random.key(seed), jnp.zeros(shape), train=False)
+  shape = network.stride, network.stride, channels
+  variables = fresh_variables(network, jax.random.key(seed), shape)
   rng = np.random.default_rng(seed)
 
   def drawn(path, leaf):
@@ -33,7 +37,7 @@ def lively(network, channels, seed=0):
 
 
 def whole(network, variables, stacks):
-  logits = network.apply(variables, stacks, train=False)
+  logits = hurried(functools.partial(network.apply, train=False))(variables, stacks)
   return np.asarray(jax.nn.softmax(logits)[..., 1])
 
 
@@ -41,7 +45,12 @@ def known_variables(network):
   return lively(network, 2)
 
 
-@pytest.fixture(scope='module', params=[(3, 4, 6), (4, 32, 40)], ids=['few', 'many'])
+FEW, MANY = (3, 4, 6), (4, 32, 40)  # Channels; from 32 on convolutions are in tiles.
+EVERYWHERE = (0, 0), (96, 64)
+CUT = (4, 52), (60, 12)  # The margin is cut off on three sides.
+
+
+@pytest.fixture(scope='module', params=[FEW, MANY], ids=['few', 'many'])
 def known(request):
   """A network of three levels, what it finds in whole slices, and itself folded."""
   network = UNet(request.param)
@@ -56,14 +65,17 @@ def known(request):
 
 
 @pytest.mark.parametrize(
-  ('start', 'size'),
+  ('known', 'start', 'size'),
   [
-    ((0, 0), (96, 64)),
-    ((36, 24), (16, 8)),  # Far from all borders.
-    ((0, 0), (8, 8)),
-    ((88, 56), (8, 8)),
-    ((4, 52), (60, 12)),  # The margin is cut off on three sides.
+    (FEW, *EVERYWHERE),
+    (FEW, (36, 24), (16, 8)),  # Far from all borders.
+    (FEW, (0, 0), (8, 8)),
+    (FEW, (88, 56), (8, 8)),
+    (FEW, *CUT),
+    (MANY, *EVERYWHERE),
+    (MANY, *CUT),
   ],
+  indirect=['known'],
 )
 def test_a_window_has_the_values_of_the_whole_slice(known, start, size):
   network, stacks, expected, folded = known
@@ -98,7 +110,7 @@ def test_pixels_matter_as_far_as_the_margin_reaches_and_no_further():
   # Largest at the border, or a maximum would hide the outermost pixels.
   away = jnp.abs(jnp.arange(336) - 167.5)
   signal = 300 + jnp.maximum(away[:, None], away)
-  matters = np.flatnonzero(np.abs(jax.grad(one)(signal)).sum(axis=0))
+  matters = np.flatnonzero(np.abs(hurried(jax.grad(one))(signal)).sum(axis=0))
   assert inference.margin_pixels(network.stride) == 96
   assert (160 - matters[0], matters[-1] - 175) == (94, 94)
 

@@ -101,6 +101,7 @@ def rows(tmp_path_factory):
   }
 
 
+@pytest.mark.slow
 def test_the_machine_stands_first_and_all_shares_are_of_it(rows):
   machine, *others = rows.values()
   assert machine['stage'] == 'machine'
@@ -115,12 +116,14 @@ def test_the_machine_stands_first_and_all_shares_are_of_it(rows):
     assert 0 <= share < 1.5 and row['rate'] > 0
 
 
+@pytest.mark.slow
 def test_what_moves_is_what_the_volumes_hold(rows):
   chest = 32 * 32 * 19
   assert rows['cast']['moved_gb'] == pytest.approx(4e-9 * (chest + 32**3), rel=0.01)
   assert rows['stacks']['moved_gb'] > 0 and rows['return']['gflop'] > 0
 
 
+@pytest.mark.slow
 def test_the_rates_of_a_training_fit_together(rows):
   """Together is what the slower part allows at best."""
   row = rows['train']
